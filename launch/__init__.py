@@ -1,0 +1,1 @@
+"""Command-line entry points: flags to a config to one call. Heavy imports stay inside `main`."""

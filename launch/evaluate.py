@@ -1,0 +1,65 @@
+r"""Answers a split, or any data with gold answers, and prints accuracy and Recall@90P.
+
+    python -m launch.evaluate --workdir=runs/dense --split=test
+    python -m launch.evaluate --workdir=runs/dense --input=other.jsonl
+    python -m launch.evaluate --workdir=runs/dense --remove_sources=image
+
+Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work directory.
+"""
+
+from collections.abc import Sequence
+import re
+
+from absl import flags
+
+from launch import common
+
+common.define_workdir("The work directory of a trained model.")
+flags.DEFINE_string("split", "test", "The split of the run's data: train, val or test.")
+flags.DEFINE_string("input", "", "Other data with gold answers, in place of --split.")
+flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
+flags.DEFINE_list("remove_sources", [], "Sources to take away from every product.")
+flags.DEFINE_string("name", "", "The results' folder under eval/; by default from the flags.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates as the flags say."""
+    del argv
+    from moemoe_jax.data.rejects import Rejects
+    from moemoe_jax.data.sources import open_source
+    from moemoe_jax.evaluation.report import format_evidence, format_table
+    from moemoe_jax.inference import evaluate, loading
+    from moemoe_jax.workdir import WorkDir
+
+    args = flags.FLAGS
+    workdir = WorkDir.open(args.workdir)
+    loaded = loading.load(workdir, args.checkpoint)
+    print(f"model: step {loaded.step} of {workdir.path}", flush=True)
+    rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction)
+    calibrator, thresholds = evaluate.calibrate(loaded, workdir, rejects) or (None, None)
+    source = (
+        open_source(args.input, None, rejects)
+        if args.input
+        else evaluate.open_split(loaded.config, args.split, rejects)
+    )
+    what = re.sub(r"[^\w.-]+", "_", args.input).strip("_") if args.input else args.split
+    name = args.name or "-without-".join([what, *args.remove_sources])
+    answers = evaluate.answer_source(
+        loaded,
+        source,
+        rejects,
+        name=f"{workdir.path.name}@{loaded.step}",
+        remove_sources=args.remove_sources,
+        calibrator=calibrator,
+        title=name,
+    )
+    metrics = evaluate.judge(answers, loaded.config, thresholds)
+    evaluate.write_results(workdir, name, answers, metrics, loaded.config)
+    print(format_table(metrics))
+    print(format_evidence(metrics))
+    print(f"accuracy {metrics['accuracy']:.4f}  recall_at_90p {metrics['recall_at_90p']:.4f}")
+    print(f"written: {workdir.evaluation(name)}/metrics.json, answers.jsonl, report.html")
+
+
+if __name__ == "__main__":
+    common.run(main)

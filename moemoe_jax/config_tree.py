@@ -1,0 +1,141 @@
+"""ConfigDicts at the edge, frozen dataclasses inside: one conversion, both ways.
+
+A dataclass is the schema and holds the defaults. `to_config_dict` unfolds it for flags to override;
+`from_mapping` builds it back and refuses what it does not know, naming the nearest key.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+import ml_collections
+from ml_collections import config_dict
+
+from moemoe_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_config_dict(value: Any, omit: frozenset[str] = frozenset(), path: str = ""):
+    """Unfolds a dataclass instance into a ConfigDict.
+
+    A tuple of dataclasses that have a `name` becomes a ConfigDict by name, so that one of them can be
+    overridden: `--config.data.sources.text.fields=…`.
+
+    Args:
+      value: a dataclass instance.
+      omit: dotted paths of fields that are derived and not the user's to set.
+      path: of `value` in the tree.
+    """
+    result = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        where = _join(path, field.name)
+        if where in omit:
+            continue
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            result[field.name] = to_config_dict(item, omit, where)
+        elif _item_dataclass(hints[field.name]):
+            named = ml_collections.ConfigDict()
+            for part in item:
+                entry = to_config_dict(part)
+                del entry["name"]
+                named[part.name] = entry
+            result[field.name] = named
+        elif item is None:
+            result[field.name] = config_dict.placeholder(_optional(hints[field.name]))
+        elif isinstance(item, Mapping):
+            result[field.name] = ml_collections.ConfigDict(dict(item))
+        else:
+            result[field.name] = item
+    return result
+
+
+def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **derived) -> T:
+    """Builds a dataclass from a mapping (a ConfigDict, or what JSON gave).
+
+    Args:
+      kind: the dataclass.
+      mapping: values by field name; missing ones keep their defaults.
+      path: of this mapping in the config, for messages.
+      **derived: fields that the caller computes.
+
+    Raises:
+      UserError: for an unknown key (naming the nearest), a value of the wrong type, or one that the
+        dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key in mapping:
+        if key not in hints:
+            raise UserError(f"{_join(path, key)} does not exist{_nearest(key, hints)}")
+        values[key] = _convert(mapping[key], hints[key], _join(path, key))
+    values |= derived
+    try:
+        return kind(**values)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} is {value!r}, but it is a group of settings")
+        return from_mapping(hint, value, path)
+    item = _item_dataclass(hint)
+    if item:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} is {value!r}, but it is a group of settings by name")
+        return tuple(from_mapping(item, v, _join(path, k), name=k) for k, v in value.items())
+    if value is None:
+        if type(None) in typing.get_args(hint):
+            return None
+        raise UserError(f"{path} has no value")
+    hint = _optional(hint)
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise UserError(f'{path} is {value!r}; write a tuple, such as "(1, 2)"')
+        inner = typing.get_args(hint)
+        return tuple(_convert(v, inner[0], path) for v in value) if inner else tuple(value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return dict(value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(origin, type) and (
+        not isinstance(value, origin) or (origin is not bool and isinstance(value, bool))
+    ):
+        raise UserError(f"{path} is {value!r}; it must be of type {origin.__name__}")
+    return value
+
+
+def _item_dataclass(hint: Any) -> type | None:
+    """The dataclass of a `tuple[SomeDataclass, ...]`, or None."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(arguments[0]):
+        return arguments[0]
+    return None
+
+
+def _optional(hint: Any) -> Any:
+    """`X` of `X | None`; any other hint as it is."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _nearest(key: str, known) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,1 @@
+"""Records to examples to batches. Knows no model."""

@@ -1,0 +1,124 @@
+"""Products of different sizes to one batch of fixed shapes.
+
+A question asked of many products is in the batch once: `question_ids` is the table of the distinct
+ones, in the order in which they first occur, and `question_index` points into it.
+
+Shapes: P products, Q questions a product, U rows of the question table, K source and question
+tokens, L answer tokens, S image side.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moemoe_jax.data.config import DataConfig
+from moemoe_jax.data.examples import Product
+from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.data.tokenizer import EOS_ID
+from moemoe_jax.errors import UserError
+
+Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+
+def question_rows(config: DataConfig, products: int, distinct: int) -> int:
+    """Decides U, so that no batch of these data can have more distinct questions.
+
+    Args:
+      config: Q, and U where it is set by hand.
+      products: P of one process.
+      distinct: how many different questions the data ask (or any larger number).
+
+    Returns:
+      U: the smallest power of two that is enough, and at most P * Q.
+
+    Raises:
+      UserError: the U set by hand is too small for these data.
+    """
+    most = products * config.questions_per_product
+    needed = max(1, min(most, distinct))
+    if not config.distinct_questions:
+        return min(most, 1 << (needed - 1).bit_length())
+    if config.distinct_questions < needed:
+        raise UserError(
+            f"data.distinct_questions is {config.distinct_questions}, but a batch of these data "
+            f"can ask {needed} different questions: set it to 0 or to at least {needed}"
+        )
+    return config.distinct_questions
+
+
+def neutral_sources(config: DataConfig, products: int) -> dict[str, np.ndarray]:
+    """Returns what stands where a product lacks a source.
+
+    A text is a lone `</s>`, so that an encoder has one token to attend to; an image is the mean
+    colour, so that its normalised pixels are about zero.
+    """
+    size = config.image_size
+    colour = np.rint(np.asarray(config.image_mean) * 255.0).clip(0, 255).astype(np.uint8)
+    sources = {}
+    for source in config.sources:
+        if source.kind == "image":
+            sources[source.name] = np.empty((products, size, size, 3), np.uint8)
+            sources[source.name][:] = colour
+        else:
+            sources[source.name] = np.zeros((products, config.text_length), np.int32)
+            sources[source.name][:, 0] = EOS_ID
+    return sources
+
+
+def collate(
+    products: Sequence[Product], reader: ProductReader, rows: int, first_row: int = 0
+) -> Batch:
+    """Puts products into a batch.
+
+    Args:
+      products: P of them; one without questions is padding.
+      reader: tokenises questions and answers.
+      rows: U.
+      first_row: number of this batch's first row where the tables of several processes are put
+        one behind the other.
+
+    Returns:
+      question_ids: int32 [U, K], pad 0 behind `</s>`; unused rows are all pad.
+      question_index: int32 [P, Q], row of the table plus `first_row`; `first_row` where there is
+        no question.
+      question_valid: bool [P, Q].
+      answer_ids: int32 [P, Q, L]; all pad where the answer is not known.
+      sources: name -> int32 [P, K] or uint8 [P, S, S, 3].
+      source_valid: name -> bool [P].
+    """
+    config = reader.config
+    shape = (len(products), config.questions_per_product)
+    index = np.full(shape, first_row, np.int32)
+    valid = np.zeros(shape, np.bool_)
+    answers = np.zeros((*shape, config.answer_length), np.int32)
+    sources = neutral_sources(config, len(products))
+    source_valid = {name: np.zeros(len(products), np.bool_) for name in sources}
+    table: dict[str, int] = {}
+    for p, product in enumerate(products):
+        for q, example in enumerate(product.examples):
+            index[p, q] += table.setdefault(example.question, len(table))
+            ids = reader.answer_ids(example)
+            answers[p, q, : len(ids)] = ids
+        valid[p, : len(product.examples)] = True
+        for name, value in product.sources.items():
+            _fill(sources[name][p], value)
+            source_valid[name][p] = True
+    question_ids = np.zeros((rows, config.text_length), np.int32)
+    for question, row in table.items():
+        ids = reader.question_ids(question)
+        question_ids[row, : len(ids)] = ids
+    return {
+        "question_ids": question_ids,
+        "question_index": index,
+        "question_valid": valid,
+        "answer_ids": answers,
+        "sources": sources,
+        "source_valid": source_valid,
+    }
+
+
+def _fill(row: np.ndarray, value: np.ndarray) -> None:
+    if row.ndim == 1:
+        row[: len(value)] = value
+    else:
+        row[:] = value

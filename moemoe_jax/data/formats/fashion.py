@@ -1,0 +1,98 @@
+"""The "Fashion Product Images" folder of Kaggle: `styles.csv` and `images/<id>.jpg`.
+
+The public file has titles with unquoted commas, which give a line too many columns; the title is
+the last column, so the surplus belongs to it. Cells that are empty or "NA" mean "not known".
+"""
+
+import csv
+import functools
+import os
+from pathlib import Path
+
+from moemoe_jax.data.formats.lines import LineSource
+from moemoe_jax.data.records import Record, RecordError, parse_record
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.errors import UserError
+
+TABLE = "styles.csv"
+TITLE = "productDisplayName"
+# "masterCategory" and "year" are there as well: the one follows from subCategory, the other is not
+# to be seen on a product.
+ATTRIBUTES = ("gender", "subCategory", "articleType", "baseColour", "season", "usage")
+
+
+def parse_line(line: str, file: Path, *, header: tuple[str, ...], images: frozenset[str]) -> Record:
+    """A record from one line of `styles.csv`.
+
+    Args:
+      line: the line.
+      file: where `styles.csv` is.
+      header: the names of its columns, the title last.
+      images: the names of the files in `images/`; a record whose image is not there has none.
+
+    Raises:
+      RecordError: too few columns, no id.
+    """
+    cells = next(csv.reader([line.rstrip("\r\n")]))
+    if len(cells) < len(header):
+        raise RecordError(f"too few columns: {len(cells)} of {len(header)}")
+    last = len(header) - 1
+    row = dict(zip(header, [*cells[:last], ",".join(cells[last:])], strict=True))
+    row = {name: cell.strip() for name, cell in row.items()}
+    image = _image_name(row["id"])
+    return parse_record(
+        {
+            "id": row["id"],
+            "sources": {
+                "title": row[TITLE],
+                "image": f"images/{image}" if image in images else None,
+            },
+            "attributes": {name: row[name] for name in ATTRIBUTES if row[name] not in ("", "NA")},
+        },
+        file.parent,
+    )
+
+
+def _image_name(record_id: str) -> str:
+    return f"{record_id}.jpg"
+
+
+def _remark(record: Record, file: Path) -> str | None:
+    if "image" in record.sources:
+        return None
+    return f"missing image: images/{_image_name(record.id)}"
+
+
+def _header(table: Path) -> tuple[str, ...]:
+    with table.open("rb") as lines:
+        first = lines.readline().decode("utf-8", "replace").removeprefix("\ufeff")
+    header = tuple(name.strip() for name in next(csv.reader([first]), []))
+    for name in ("id", *ATTRIBUTES, TITLE):
+        if name not in header:
+            raise UserError(f"{table} line 1 has no column {name!r}; its first line must name it")
+    if header[-1] != TITLE:
+        raise UserError(f"{table} line 1: {TITLE!r} must be the last column; reorder the columns")
+    return header
+
+
+def detect(path: Path) -> bool:
+    """A folder with `styles.csv`, or that file."""
+    return (path / TABLE).is_file() or (path.name == TABLE and path.is_file())
+
+
+def splits(path: Path) -> tuple[str, ...]:
+    """It comes in one piece."""
+    return ()
+
+
+def open_records(path: Path, split: str | None, rejects: Rejects) -> LineSource:
+    """Opens the folder (or its `styles.csv`).
+
+    Raises:
+      UserError: a column is missing.
+    """
+    table = path if path.is_file() else path / TABLE
+    folder = table.parent / "images"
+    images = frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+    parse = functools.partial(parse_line, header=_header(table), images=images)
+    return LineSource(str(path), [table], parse, rejects, header_lines=1, remark=_remark)

@@ -1,0 +1,62 @@
+"""JSON Lines of records: one file, or a folder of them, split where their names say so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moemoe_jax.data.formats import files
+from moemoe_jax.data.formats.lines import LineSource
+from moemoe_jax.data.records import Record, RecordError, parse_record
+from moemoe_jax.data.rejects import Rejects
+
+SUFFIXES = (".jsonl", ".ndjson")
+
+
+def load_json(line: str) -> dict[str, Any]:
+    """One line as an object.
+
+    Raises:
+      RecordError: not JSON, or not an object.
+    """
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        cut = "" if line.rstrip().endswith("}") else "; the line seems cut short"
+        raise RecordError(f"not JSON: {error.msg} at column {error.colno}{cut}") from error
+    except (RecursionError, ValueError) as error:  # nesting and numbers beyond all reason
+        raise RecordError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"not an object: a {type(value).__name__} where a record should be")
+    return value
+
+
+def first_keys(path: Path, attempts: int = 10) -> set[str]:
+    """The keys of the first line of a file or folder that is an object; empty if none is near."""
+    for file in files.find_files(path, SUFFIXES)[:1]:
+        with file.open("rb") as lines:
+            for _, line in zip(range(attempts), lines, strict=False):
+                try:
+                    return set(load_json(line.decode("utf-8").removeprefix("\ufeff")))
+                except (RecordError, UnicodeDecodeError):
+                    continue
+    return set()
+
+
+def parse_line(line: str, file: Path) -> Record:
+    """A record from its line; image paths are relative to the file's folder."""
+    return parse_record(load_json(line), file.parent)
+
+
+def detect(path: Path) -> bool:
+    """A `.jsonl` file, or a folder with some, unless WDC-PAVE's."""
+    return bool(files.find_files(path, SUFFIXES)) and "target_scores" not in first_keys(path)
+
+
+def splits(path: Path) -> tuple[str, ...]:
+    """The splits that the file names tell."""
+    return files.split_names(path, SUFFIXES)
+
+
+def open_records(path: Path, split: str | None, rejects: Rejects) -> LineSource:
+    """Opens a file, or the folder's files of one split."""
+    return LineSource(str(path), files.files_of(path, SUFFIXES, split), parse_line, rejects)

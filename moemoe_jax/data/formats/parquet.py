@@ -1,0 +1,186 @@
+"""Records in Parquet: one file or a folder of them, with the columns of the record format.
+
+`sources` is a struct (images as binary, or as paths relative to the file), `attributes` a map from
+name to value; any of them may also be a text column that holds JSON. In a map, null says "known to
+have no answer"; in a struct every row has every field, so null there says "not known".
+
+Parquet is read by row group. Groups are kept up to a fixed number of bytes, which serves data that
+fit in memory and reads in order; for random reads of larger data turn them into TFDS with
+`python -m launch.prepare_data`.
+
+Shapes: N records.
+"""
+
+from collections import OrderedDict
+import itertools
+import json
+from pathlib import Path
+import threading
+from typing import Any
+
+import numpy as np
+
+from moemoe_jax.data.formats import files
+from moemoe_jax.data.records import Record, RecordError, parse_record
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.splits import id_hash
+from moemoe_jax.errors import UserError
+
+SUFFIXES = (".parquet",)
+CACHE_BYTES = 2**30
+_OBJECTS = ("sources", "attributes", "alternatives", "evidence", "questions")
+
+
+def detect(path: Path) -> bool:
+    """A `.parquet` file, or a folder with some."""
+    return bool(files.find_files(path, SUFFIXES))
+
+
+def splits(path: Path) -> tuple[str, ...]:
+    """The splits that the file names tell."""
+    return files.split_names(path, SUFFIXES)
+
+
+def open_records(path: Path, split: str | None, rejects: Rejects) -> "ParquetSource":
+    """Opens a file, or the folder's files of one split."""
+    return ParquetSource(str(path), files.files_of(path, SUFFIXES, split), rejects)
+
+
+class ParquetSource:
+    """A RecordSource over Parquet files.
+
+    Opening reads all columns but the binary ones once: bad rows are rejected, and of the good ones
+    only the place is kept.
+    """
+
+    splits: tuple[str, ...] = ()
+
+    def __init__(self, name: str, paths: list[Path], rejects: Rejects):
+        """Indexes the files.
+
+        Raises:
+          UserError: a file is not Parquet, or has no column "id" or "sources".
+        """
+        self.name = name
+        self._paths = paths
+        self._places: list | np.ndarray = []  # int64 [N, 3]: file, row group, row of the group
+        self._reset()
+        hashes, ids = [], set()
+        for number, path in enumerate(paths):
+            for group, row, line, mapping in _index_rows(path, number, rejects):
+                try:
+                    record = parse_record(_clean(mapping), path.parent)
+                    if record.id in ids:
+                        raise RecordError("duplicate id")
+                except RecordError as error:
+                    rejects.add(path, line, str(error), _given_id(mapping))
+                    continue
+                ids.add(record.id)
+                self._places.append((number, group, row))
+                hashes.append(id_hash(record.id))
+        self._places = np.array(self._places, np.int64).reshape(-1, 3)
+        self._hashes = np.array(hashes, np.uint64)
+
+    def _reset(self) -> None:
+        self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        """What a worker process needs: the places, not what is cached."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_bytes", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._reset()
+
+    def _group(self, file: int, group: int):
+        """A row group as an Arrow table, from the cache where it is there."""
+        import pyarrow.parquet as pq
+
+        with self._lock:
+            if (file, group) in self._cache:
+                self._cache.move_to_end((file, group))
+                return self._cache[file, group]
+            table = pq.ParquetFile(self._paths[file]).read_row_group(group)
+            self._cache[file, group] = table
+            self._bytes += table.nbytes
+            while self._bytes > CACHE_BYTES and len(self._cache) > 1:
+                self._bytes -= self._cache.popitem(last=False)[1].nbytes
+            return table
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.name}")
+        file, group, row = (int(x) for x in self._places[index])
+        try:
+            mapping = self._group(file, group).slice(row, 1).to_pylist()[0]
+            return parse_record(_clean(mapping), self._paths[file].parent)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._paths[file]} changed while it was in use ({error}); start the job again"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"ParquetSource({self.name}, {len(self)} records)"
+
+    def id_hashes(self) -> np.ndarray:
+        """uint64 [N]: the hash of each id."""
+        return self._hashes
+
+
+def _index_rows(path: Path, number: int, rejects: Rejects):
+    """Yields (row group, row of the group, row of the file from 1, mapping without binaries)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error}); write it again") from error
+    with file:
+        missing = {"id", "sources"} - set(file.schema_arrow.names)
+        if missing:
+            raise UserError(f"{path} has no column {min(missing)!r}; a record needs id and sources")
+        columns = [
+            column.path
+            for column in map(file.schema.column, range(len(file.schema)))
+            if column.physical_type != "BYTE_ARRAY" or column.logical_type.type != "NONE"
+        ]
+        rejects.saw(path, file.metadata.num_rows)
+        line = itertools.count(1)
+        for group in range(file.num_row_groups):
+            row = 0
+            for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
+                for mapping in batch.to_pylist():
+                    mapping.setdefault("sources", {})  # where it holds nothing but binaries
+                    yield group, row, next(line), mapping
+                    row += 1
+
+
+def _given_id(mapping: dict[str, Any]) -> str | None:
+    return None if mapping.get("id") is None else str(mapping["id"])
+
+
+def _clean(mapping: dict[str, Any]) -> dict[str, Any]:
+    """A row as `parse_record` wants it: maps as objects, JSON texts decoded, no struct nulls."""
+    cleaned = {key: _plain(key, value) for key, value in mapping.items()}
+    return {key: value for key, value in cleaned.items() if value is not None}
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key not in _OBJECTS or value is None:
+        return value
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise RecordError(f"not JSON: column {key!r}: {error}") from error
+    if key == "questions":
+        return [{k: v for k, v in one.items() if v is not None} for one in value]
+    if isinstance(value, list):  # a map comes as pairs, none of them if it is empty
+        return dict(value)
+    return {name: part for name, part in value.items() if part is not None}

@@ -1,0 +1,317 @@
+"""Batches of products and questions, in an order that depends on nothing but the seed.
+
+Step t of training takes rows t * P to (t + 1) * P of an endless stream: the products in a new order
+each epoch. Everything random about a row (its questions, its augmentation) is drawn from a
+generator keyed by (seed, row number). So a batch is a pure function of (seed, step): it does not
+depend on the number of threads, a run continues at any step at no cost, and each of several
+processes makes its own slice of the same batch.
+
+Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
+question table.
+"""
+
+from collections.abc import Iterator, Sequence
+import operator
+
+from absl import logging
+import grain
+import numpy as np
+
+from moemoe_jax.data.batching import Batch, collate, question_rows
+from moemoe_jax.data.config import DataConfig
+from moemoe_jax.data.examples import Product
+from moemoe_jax.data.notes import Notes
+from moemoe_jax.data.questions import Example
+from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import RecordSource
+from moemoe_jax.data.survey import survey
+from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.errors import UserError
+
+_MANY_ROWS = 2**56
+
+Meta = list[tuple[Example, ...]]
+
+
+def _share(config: DataConfig, process_index: int, process_count: int) -> slice:
+    """Returns which rows of a global batch belong to a process."""
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process {process_index} of {process_count}: count them from 0")
+    if config.products_per_batch % process_count:
+        raise UserError(
+            f"data.products_per_batch {config.products_per_batch} does not divide among "
+            f"{process_count} processes: give a multiple of {process_count}"
+        )
+    size = config.products_per_batch // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _read_options(config: DataConfig) -> grain.ReadOptions:
+    buffer = config.prefetch if config.threads else 0
+    return grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=buffer)
+
+
+class TrainBatches:
+    """The endless iterator of training batches; see `train_batches`.
+
+    Attributes:
+      products: N.
+      questions: how many questions those products have.
+      steps_per_epoch: steps in which every product comes once, not rounded.
+      attributes: how often each attribute has each value ("" where there is known to be none).
+      rows: U of this process.
+      rejects, notes: what could not be used, and what was not used whole.
+    """
+
+    def __init__(
+        self, reader: ProductReader, seed: int, start_step: int, share: slice, process_index: int
+    ):
+        config = reader.config
+        products = share.stop - share.start
+        limit = products * config.questions_per_product
+        found = survey(reader, limit)
+        self.products = len(found.indices)
+        self.questions = int(found.counts.sum())
+        self.steps_per_epoch = self.products / config.products_per_batch
+        self.attributes = found.attributes
+        self.rows = question_rows(config, products, found.distinct)
+        self.rejects, self.notes = reader.rejects, reader.notes
+        self._reader, self._seed, self._share = reader, seed, share
+        self._indices = found.indices
+        self._first_row = process_index * self.rows
+        # As good as endless; grain's own "for ever" overflows with one product a batch.
+        epochs = _MANY_ROWS // self.products
+        steps = (
+            grain.MapDataset.range(self.products)
+            .shuffle(seed=seed % 2**32)
+            .repeat(epochs, reseed_each_epoch=True)
+            .batch(config.products_per_batch)
+            .map_with_index(self._make)
+        )
+        self._iterator = iter(steps.to_iter_dataset(_read_options(config)))
+        self._step = 0
+        self._seek(start_step)
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns where the iterator stands, as JSON can hold it; the same on every process."""
+        return {
+            "step": self._step,
+            "seed": self._seed,
+            "products": self.products,
+            "products_per_batch": self._reader.config.products_per_batch,
+        }
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues behind the last batch that was taken when `state` was got.
+
+        Raises:
+          UserError: `state` is not what `get_state` returns.
+        """
+        mine = self.get_state()
+        if not isinstance(state, dict) or set(state) != set(mine):
+            raise UserError(f"not the state of a training iterator: {state!r}")
+        changed = [k for k in mine if k != "step" and state[k] != mine[k]]
+        if changed:
+            logging.warning(
+                "The data order differs from the one before, as these changed: %s",
+                ", ".join(f"{name} {state[name]} -> {mine[name]}" for name in changed),
+            )
+        self._seek(state["step"])
+
+    def close(self) -> None:
+        """Stops the threads; batches made ahead are dropped."""
+        self._iterator.close()
+
+    def _seek(self, step: int) -> None:
+        if step < 0:
+            raise UserError(f"training cannot start at step {step}: give 0 or more")
+        self._iterator.set_state({"next_index": step})
+        self._step = step
+
+    def _make(self, step: int, drawn: np.ndarray) -> Batch:
+        first = step * self._reader.config.products_per_batch
+        rows = range(self._share.start, self._share.stop)
+        products = [self._product(int(drawn[row]), first + row) for row in rows]
+        return collate(products, self._reader, self.rows, self._first_row)
+
+    def _product(self, position: int, row: int) -> Product:
+        count = self._reader.config.questions_per_product
+        key = np.array([self._seed % 2**64, row], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+
+        def choose(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+            if len(examples) <= count:
+                return examples
+            return tuple(examples[i] for i in rng.permutation(len(examples))[:count])
+
+        return self._reader.read(int(self._indices[position]), choose, rng=rng)
+
+
+class EvalBatches:
+    """Batches with their examples, from the first to the last, as often as it is iterated.
+
+    Attributes:
+      products: N.
+      questions: how many questions are asked in all.
+      rows: U of this process.
+      rejects, notes: what could not be used, and what was not used whole.
+    """
+
+    def __init__(
+        self,
+        reader: ProductReader,
+        remove_sources: Sequence[str],
+        share: slice,
+        process_index: int,
+    ):
+        config = reader.config
+        _check_removal(config, remove_sources)
+        size, chunk = share.stop - share.start, config.questions_per_product
+        found = survey(reader, size * chunk)
+        self.products = len(found.indices)
+        self.questions = int(found.counts.sum())
+        self.rows = question_rows(config, size, found.distinct)
+        self.rejects, self.notes = reader.rejects, reader.notes
+        self._reader, self._remove = reader, tuple(remove_sources)
+        self._share, self._first_row = share, process_index * self.rows
+        # A product with more than Q questions takes several rows, one behind the other.
+        chunks = -(-found.counts // chunk)
+        self._record = np.repeat(found.indices, chunks)
+        starts = np.repeat(np.cumsum(chunks) - chunks, chunks)
+        self._chunk = np.arange(len(self._record)) - starts
+
+    def __len__(self) -> int:
+        size = self._reader.config.products_per_batch
+        return (len(self._record) + size - 1) // size
+
+    def __iter__(self) -> Iterator[tuple[Batch, Meta]]:
+        steps = grain.MapDataset.range(len(self)).map(self._make)
+        iterator = iter(steps.to_iter_dataset(_read_options(self._reader.config)))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+    def _make(self, step: int) -> tuple[Batch, Meta]:
+        first = step * self._reader.config.products_per_batch
+        rows = range(self._share.start, self._share.stop)
+        products = [self._product(first + row) for row in rows]
+        batch = collate(products, self._reader, self.rows, self._first_row)
+        return batch, [product.examples for product in products]
+
+    def _product(self, row: int) -> Product:
+        if row >= len(self._record):
+            return Product((), {})
+        size = self._reader.config.questions_per_product
+        chunk = slice(int(self._chunk[row]) * size, (int(self._chunk[row]) + 1) * size)
+        return self._reader.read(int(self._record[row]), operator.itemgetter(chunk), self._remove)
+
+
+def _check_removal(config: DataConfig, remove_sources: Sequence[str]) -> None:
+    names = [source.name for source in config.sources]
+    unknown = [name for name in remove_sources if name not in names]
+    if unknown:
+        raise UserError(f"cannot remove source {unknown[0]!r}: the sources are {', '.join(names)}")
+    if set(names) <= set(remove_sources):
+        raise UserError(f"removing {', '.join(names)} leaves no source: keep at least one")
+
+
+def train_batches(
+    source: RecordSource,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    seed: int,
+    start_step: int = 0,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    rejects: Rejects | None = None,
+    notes: Notes | None = None,
+) -> TrainBatches:
+    """Makes the endless iterator of training batches.
+
+    A product comes once an epoch, with Q of its questions drawn at random. Products without a
+    question whose answer is known are left out and counted.
+
+    Args:
+      source: the records.
+      tokenizer: for all texts.
+      config: what a batch looks like.
+      seed: decides order, questions and augmentation.
+      start_step: the first step; the same as taking and dropping that many batches.
+      process_index: i, which process this is. It makes rows [i * P / n, (i + 1) * P / n) of each
+        batch, and its `question_index` points into the tables of all processes put one behind the
+        other, so that concatenating every array over the processes gives the global batch.
+      process_count: n, which must divide P.
+      rejects: where rejects go; by default a new list, kept as an attribute of the iterator.
+      notes: what else is counted; likewise.
+
+    Returns:
+      An iterator of batches (see `batching.collate` for shapes) with `get_state`, `set_state` and
+      `close`.
+
+    Raises:
+      UserError: nothing to train on, too many rejects, or P does not divide among the processes.
+    """
+    share = _share(config, process_index, process_count)
+    counters = _counters(config, rejects, notes)
+    reader = ProductReader(source, tokenizer, config, labelled_only=True, **counters)
+    return TrainBatches(reader, seed, start_step, share, process_index)
+
+
+def eval_batches(
+    source: RecordSource,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    remove_sources: Sequence[str] = (),
+    ask: Sequence[str] = (),
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    rejects: Rejects | None = None,
+    notes: Notes | None = None,
+) -> EvalBatches:
+    """Makes batches that hold every question of every record exactly once, in order.
+
+    Answers are hidden as `hide_answer_fraction` says; nothing is augmented.
+
+    Args:
+      source: the records.
+      tokenizer: for all texts.
+      config: what a batch looks like; Q is the number of questions a row.
+      remove_sources: names of sources to take away from every product. A product that has no other
+        keeps its questions, with `source_valid` False throughout.
+      ask: attributes to ask of every record, known or not.
+      process_index: as in `train_batches`.
+      process_count: as in `train_batches`.
+      rejects: as in `train_batches`.
+      notes: as in `train_batches`.
+
+    Returns:
+      An iterable with a length, of (batch, meta). `meta` lists, for each row, the examples of its
+      columns; rows that fill up the last batch, and products none of whose sources can be read
+      (which are rejects), have none.
+
+    Raises:
+      UserError: nothing to ask, an unknown source to remove, or as in `train_batches`.
+    """
+    share = _share(config, process_index, process_count)
+    counters = _counters(config, rejects, notes)
+    reader = ProductReader(source, tokenizer, config, labelled_only=False, ask=ask, **counters)
+    return EvalBatches(reader, remove_sources, share, process_index)
+
+
+def _counters(
+    config: DataConfig, rejects: Rejects | None, notes: Notes | None
+) -> dict[str, Rejects | Notes]:
+    rejects = Rejects(max_fraction=config.max_reject_fraction) if rejects is None else rejects
+    return {"rejects": rejects, "notes": Notes() if notes is None else notes}

@@ -1,0 +1,287 @@
+"""Reads products: sources as arrays, questions as tokens, each made once and then kept in memory.
+
+Reading a product is the costly part of making a batch, so what does not change from epoch to epoch
+(decoded images, tokenised texts, the list of questions) is kept up to a limit.
+
+Shapes: K source and question tokens, L answer tokens, S image side.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moemoe_jax.data import hide
+from moemoe_jax.data.cache import BoundedCache
+from moemoe_jax.data.config import DataConfig, SourceConfig
+from moemoe_jax.data.examples import Product, context_text, source_images
+from moemoe_jax.data.images import ImageError, augment_image, load_image
+from moemoe_jax.data.notes import Notes
+from moemoe_jax.data.questions import Example, examples_of
+from moemoe_jax.data.records import Record
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import RecordSource
+from moemoe_jax.data.tokenizer import Tokenizer
+
+# Encoded bytes of an image that decodes in about a millisecond.
+_SMALL_IMAGE = 32_768
+
+
+class ProductReader:
+    """Reads products of one source; safe to share among threads."""
+
+    def __init__(
+        self,
+        source: RecordSource,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        *,
+        rejects: Rejects,
+        notes: Notes,
+        labelled_only: bool,
+        ask: Sequence[str] = (),
+    ):
+        """Keeps its arguments; reads nothing yet.
+
+        Args:
+          source: the records.
+          tokenizer: for texts, questions and answers.
+          config: what a batch looks like.
+          rejects: gets the images that cannot be read, and the products left with nothing.
+          notes: counts what was truncated.
+          labelled_only: leaves out questions without a known answer (for training).
+          ask: attributes to ask of every record, whether it says something about them or not.
+        """
+        self.source = source
+        self.config = config
+        self.ask = tuple(ask)
+        self.rejects = rejects
+        self.notes = notes
+        self._labelled_only = labelled_only
+        self._tokenizer = tokenizer
+        self._images = BoundedCache(config.cache_images_mib)
+        self._texts = BoundedCache(config.cache_text_mib)
+        self._failed: set[tuple[int, str]] = set()
+
+    def examples(
+        self, index: int, record: Record | None = None, notes: Notes | None = None
+    ) -> tuple[str, tuple[Example, ...]]:
+        """Returns a record's id and all questions to ask about it.
+
+        Args:
+          index: which record.
+          record: that record, if it is at hand.
+          notes: counts the questions left out.
+        """
+        known = self._texts.get(index)
+        if known is None:
+            record = self.source[index] if record is None else record
+            examples = examples_of(record, self.config, ask=self.ask, notes=notes)
+            kept = tuple(e for e in examples if e.labelled or not self._labelled_only)
+            if notes is not None:
+                notes.add("questions without a known answer left out", len(examples) - len(kept))
+            known = (record.id, kept)
+            self._texts.put(index, known, 400 * len(kept))
+        return known
+
+    def prime(self, index: int, record: Record) -> None:
+        """Decodes small images that the record holds in itself.
+
+        Such a record (drawn by a program, or read from a large file) would have to be made a
+        second time just for them.
+        """
+        for source in self.config.sources:
+            images = source_images(record, source.fields) if source.kind == "image" else []
+            if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
+                self._image(_Lazy(self.source, index, record), source, False, None)
+
+    def question_ids(self, text: str) -> np.ndarray:
+        """Returns a question's tokens, int32 [N <= K]."""
+        return self._short_text("question", text, self.config.text_length)
+
+    def answer_ids(self, example: Example) -> np.ndarray:
+        """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
+        if not example.labelled:
+            return np.zeros(0, np.int32)
+        text = self.config.no_answer_text if example.null else example.answers[0]
+        return self._short_text("answer", text, self.config.answer_length)
+
+    def read(
+        self,
+        index: int,
+        choose: Callable[[tuple[Example, ...]], tuple[Example, ...]],
+        remove_sources: Sequence[str] = (),
+        rng: np.random.Generator | None = None,
+    ) -> Product:
+        """Reads one product.
+
+        Args:
+          index: which record.
+          choose: picks the questions to ask in this row from all of the product's.
+          remove_sources: names of sources to leave out.
+          rng: randomness for augmentation; without it there is none.
+
+        Returns:
+          The product. If none of its sources can be read (which is a reject), it has no questions
+          either; if only `remove_sources` left it without any, its questions stay.
+
+        Raises:
+          UserError: the share of rejects has passed `max_reject_fraction`.
+        """
+        lazy = _Lazy(self.source, index)
+        record_id, examples = self.examples(index)
+        examples = choose(examples)
+        hidden = self._hidden(record_id, rng)
+
+        def take(source: SourceConfig) -> np.ndarray | None:
+            read = self._image if source.kind == "image" else self._text
+            return read(lazy, source, hidden, rng)
+
+        kept = [one for one in self.config.sources if one.name not in remove_sources]
+        taken = ((one.name, take(one)) for one in kept)
+        sources = {name: value for name, value in taken if value is not None}
+        removed = [one for one in self.config.sources if one.name in remove_sources]
+        if not sources and not any(take(one) is not None for one in removed):
+            self.reject(lazy.record, index, "no source: none of the record's sources can be read")
+            return Product((), {})
+        if rng is not None and self.config.augment.source_dropout > 0:
+            sources = _drop_sources(sources, rng, self.config.augment.source_dropout)
+        if self.config.context_includes_question and examples:
+            sources = self._with_question(index, sources, examples[0].question)
+        return Product(examples, sources)
+
+    def reject(self, record: Record, index: int, reason: str, file: Path | None = None) -> None:
+        """Writes down a reject: an image file, or where there is none, a record of the source.
+
+        Raises:
+          UserError: the share of rejects has passed `max_reject_fraction`.
+        """
+        place = (file, 0) if file else (self.source.name, index + 1)
+        self.rejects.add(*place, reason, id=record.id)
+        self.rejects.check(max(self.rejects.seen, len(self.source)))
+
+    def _hidden(self, record_id: str, rng: np.random.Generator | None) -> bool:
+        """Whether the text must not tell the answers, for good or just in this row."""
+        config = self.config
+        hidden = config.hide_answer_fraction > 0 and hide.is_hidden(
+            record_id, config.hide_answer_fraction, config.hide_seed
+        )
+        if rng is not None and config.augment.hide_probability > 0:
+            hidden |= bool(rng.random() < config.augment.hide_probability)
+        return hidden
+
+    def _text(
+        self,
+        lazy: "_Lazy",
+        source: SourceConfig,
+        hidden: bool,
+        rng: np.random.Generator | None,
+    ) -> np.ndarray | None:
+        """Returns a text source's tokens, int32 [N <= K], or None where it is empty."""
+        drop = self.config.augment.word_dropout if rng is not None else 0.0
+        # Without dropout the tokens are kept, with it only the text that they are made of.
+        key = (lazy.index, source.name, hidden, drop > 0.0)
+        kept = self._texts.get(key)
+        if kept is None:
+            record = hide.hide_answers(lazy.record) if hidden else lazy.record
+            kept = context_text(record, source.fields)
+            if drop == 0.0:
+                kept = self._encode(kept, lazy.index, source)
+            self._texts.put(key, kept, len(kept) * (1 if drop > 0.0 else 4))
+        if drop > 0.0:
+            kept = self._encode(_drop_words(kept, rng, drop), lazy.index, source)
+        return kept if len(kept) > 1 else None
+
+    def _encode(self, text: str, index: int, source: SourceConfig) -> np.ndarray:
+        ids, truncated = self._tokenizer.encode(text, self.config.text_length)
+        if truncated:
+            self.notes.once(f"source {source.name!r} truncated", index)
+        return ids
+
+    def _image(
+        self,
+        lazy: "_Lazy",
+        source: SourceConfig,
+        hidden: bool,
+        rng: np.random.Generator | None,
+    ) -> np.ndarray | None:
+        """Returns the first image that can be read, uint8 [S, S, 3], or None."""
+        del hidden  # hiding answers changes texts only
+        key = (lazy.index, source.name)
+        pixels = self._images.get(key)
+        if pixels is None and key not in self._failed:
+            pixels = self._load(lazy, source)
+            if pixels is None:
+                self._failed.add(key)
+            else:
+                self._images.put(key, pixels, pixels.nbytes)
+        if pixels is None or rng is None or not self.config.augment.changes_images:
+            return pixels
+        return augment_image(pixels, rng, self.config.augment)
+
+    def _load(self, lazy: "_Lazy", source: SourceConfig) -> np.ndarray | None:
+        size, limit = self.config.image_size, self.config.max_image_pixels
+        for image in source_images(lazy.record, source.fields):
+            try:
+                return load_image(image, size, limit)
+            except ImageError as error:
+                file = None if isinstance(image, bytes) else image
+                self.reject(lazy.record, lazy.index, str(error), file)
+        return None
+
+    def _short_text(self, kind: str, text: str, length: int) -> np.ndarray:
+        ids = self._texts.get((kind, text))
+        if ids is None:
+            ids, truncated = self._tokenizer.encode(text, length)
+            if truncated:
+                self.notes.once(f"{kind} truncated", text)
+            self._texts.put((kind, text), ids, ids.nbytes + len(text))
+        return ids
+
+    def _with_question(
+        self, index: int, sources: dict[str, np.ndarray], question: str
+    ) -> dict[str, np.ndarray]:
+        """Puts the question in front of every text source, cutting the end of what is too long."""
+        kinds = {one.name: one.kind for one in self.config.sources}
+        front, length = self.question_ids(question)[:-1], self.config.text_length
+        joined = dict(sources)
+        for name, value in sources.items():
+            if kinds[name] == "text":
+                ids = np.concatenate([front, value])
+                if len(ids) > length:
+                    self.notes.once(f"source {name!r} truncated", index)
+                    ids = np.append(ids[: length - 1], value[-1])
+                joined[name] = ids
+        return joined
+
+
+class _Lazy:
+    """A record that is read when it is first looked at: with warm caches, never."""
+
+    def __init__(self, source: RecordSource, index: int, record: Record | None = None):
+        self._source = source
+        self.index = index
+        self._record = record
+
+    @property
+    def record(self) -> Record:
+        if self._record is None:
+            self._record = self._source[self.index]
+        return self._record
+
+
+def _drop_words(text: str, rng: np.random.Generator, probability: float) -> str:
+    words = text.split()
+    keep = rng.random(len(words)) >= probability
+    if words and not keep.any():
+        keep[rng.integers(len(words))] = True
+    return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
+
+
+def _drop_sources(
+    sources: dict[str, np.ndarray], rng: np.random.Generator, probability: float
+) -> dict[str, np.ndarray]:
+    keep = rng.random(len(sources)) >= probability
+    if not keep.any():
+        keep[rng.integers(len(sources))] = True
+    return {name: value for (name, value), kept in zip(sources.items(), keep, strict=True) if kept}

@@ -1,0 +1,77 @@
+"""One pass over the records before the first batch: what can be used, and what is asked.
+
+It parses every record once and opens no image file, so it costs about as much as reading the data.
+
+Shapes: N records that can be used.
+"""
+
+from collections import Counter, defaultdict
+import dataclasses
+
+from absl import logging
+import numpy as np
+
+from moemoe_jax.data.examples import has_any_source
+from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What one pass over the records found.
+
+    Attributes:
+      indices: int64 [N], the records with something to look at and something to ask.
+      counts: int64 [N], how many questions each has.
+      distinct: how many different questions there are; counted up to a limit.
+      attributes: how often each attribute has each value ("" where there is known to be none).
+    """
+
+    indices: np.ndarray
+    counts: np.ndarray
+    distinct: int
+    attributes: dict[str, Counter[str]]
+
+
+def survey(reader: ProductReader, limit: int) -> Survey:
+    """Looks at every record once.
+
+    Args:
+      reader: the records; its rejects and notes get what is left out.
+      limit: stop counting different questions here.
+
+    Raises:
+      UserError: no question is left, or too many records are rejected.
+    """
+    config, source = reader.config, reader.source
+    indices, counts, distinct, known = [], [], set(), set()
+    attributes: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(len(source)):
+        record = source[index]
+        known.update(record.attributes)
+        if not has_any_source(record, config.sources):
+            reader.reject(record, index, "no source: the record has none of data.sources")
+            continue
+        _, examples = reader.examples(index, record, reader.notes)
+        if not examples:
+            reader.notes.add("products without a question left out")
+            continue
+        reader.prime(index, record)
+        indices.append(index)
+        counts.append(len(examples))
+        for example in examples:
+            if example.attribute is not None:
+                attributes[example.attribute][(example.answers or ("",))[0]] += 1
+        if len(distinct) < limit:
+            distinct.update(example.question for example in examples)
+    if not indices:
+        raise UserError(
+            f"none of the {len(source)} records has a question to ask: check data.source and "
+            f"data.attributes (the records have {', '.join(sorted(known)[:20]) or 'none'})"
+        )
+    missing = [name for name in config.attributes if name not in known and name not in reader.ask]
+    if missing:
+        logging.warning("data.attributes that no record has: %s", ", ".join(missing))
+    return Survey(
+        np.asarray(indices), np.asarray(counts), min(len(distinct), limit), dict(attributes)
+    )

@@ -1,0 +1,115 @@
+"""One experiment: every setting of a run, its defaults, and how the parts depend on each other.
+
+`configs/*.py` start from `default_config()`; flags override it; `from_config_dict` builds the frozen
+dataclasses that the package works with.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+import ml_collections
+
+from moemoe_jax.config_tree import from_mapping, to_config_dict
+from moemoe_jax.data.config import DataConfig
+from moemoe_jax.errors import UserError
+from moemoe_jax.evaluation.table import EvalConfig
+from moemoe_jax.inference.calibration import CalibrationConfig
+from moemoe_jax.inference.config import AnswerConfig
+from moemoe_jax.models.config import MoEMoEConfig, SourceSpec
+from moemoe_jax.parallel.mesh import MeshConfig
+from moemoe_jax.training.config import InitConfig, TrainConfig
+from moemoe_jax.training.losses import LossConfig
+from moemoe_jax.training.optimizer import OptimizerConfig
+
+# What follows from `data` and the tokenizer: not settings of the model, so that nothing is said twice.
+DERIVED = frozenset(
+    {
+        "model.sources",
+        "model.text_length",
+        "model.image_mean",
+        "model.image_std",
+        "model.text.vocab_size",
+        "model.vision.image_size",
+        "evaluation.no_answer_text",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Every setting of a run, by topic."""
+
+    model: MoEMoEConfig = MoEMoEConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    init: InitConfig = InitConfig()
+    answer: AnswerConfig = AnswerConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All settings with their defaults, for a config file to change."""
+    return to_config_dict(ExperimentConfig(), DERIVED)
+
+
+def from_config_dict(
+    mapping: Mapping[str, Any] | ml_collections.ConfigDict, vocab_size: int | None = None
+) -> ExperimentConfig:
+    """Builds the settings.
+
+    Args:
+      mapping: a ConfigDict, or what `config.json` holds.
+      vocab_size: of the tokenizer; None before there is one (the model's default stands in).
+
+    Raises:
+      UserError: for a key or a value that does not fit; see `config_tree.from_mapping`.
+    """
+    if isinstance(mapping, ml_collections.ConfigDict):
+        mapping = mapping.to_dict()
+    data = from_mapping(DataConfig, mapping.get("data", {}), "data")
+    model = dict(mapping.get("model", {}))
+    for path in DERIVED:
+        _refuse(mapping, path)
+    text = {"vocab_size": vocab_size} if vocab_size is not None else {}
+    model["text"] = {**model.get("text", {}), **text}
+    vision = dict(model.get("vision", {}))
+    if any(source.kind == "image" for source in data.sources):
+        vision["image_size"] = data.image_size
+    model["vision"] = vision
+    built = from_mapping(
+        MoEMoEConfig,
+        model,
+        "model",
+        sources=tuple(SourceSpec(s.name, s.kind) for s in data.sources),
+        text_length=data.text_length,
+        image_mean=data.image_mean,
+        image_std=data.image_std,
+    )
+    if not built.question_encoder and not data.context_includes_question:
+        raise UserError(
+            "without a question encoder the context must hold the question; "
+            "set data.context_includes_question=True or model.question_encoder=True"
+        )
+    rest = {k: v for k, v in mapping.items() if k not in ("model", "data")}
+    rest["evaluation"] = {**rest.get("evaluation", {}), "no_answer_text": data.no_answer_text}
+    return from_mapping(ExperimentConfig, rest, "", model=built, data=data)
+
+
+def _refuse(mapping: Mapping[str, Any], path: str) -> None:
+    node = mapping
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return
+        node = node[part]
+    raise UserError(f"{path} follows from data and the tokenizer; set it there, not in the model")
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The settings as `config.json` keeps them: sorted, so that equal settings are equal text."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"

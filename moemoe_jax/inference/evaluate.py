@@ -1,0 +1,149 @@
+"""Answers a split, judges the answers and writes what a person and a program read."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from moemoe_jax.data.notes import Notes
+from moemoe_jax.data.pipeline import eval_batches
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import RecordSource, open_source
+from moemoe_jax.evaluation.answers import ScoredAnswer, is_abstention, is_correct, write_answers
+from moemoe_jax.evaluation.metrics import evaluate, fit_thresholds
+from moemoe_jax.evaluation.report import write_report
+from moemoe_jax.experiment import ExperimentConfig
+from moemoe_jax.inference.calibration import Calibrator, fit_calibrator
+from moemoe_jax.inference.loading import Loaded, load_calibration, save_calibration
+from moemoe_jax.inference.predictor import Predictor
+from moemoe_jax.workdir import WorkDir, write_atomically
+
+Say = Callable[[str], None]
+
+
+def open_split(config: ExperimentConfig, split: str, rejects: Rejects) -> RecordSource:
+    """Opens a split of the run's data: as the source has it, or cut by hash of the id."""
+    data = config.data
+    return open_source(
+        data.source,
+        split,
+        rejects,
+        fractions=data.split_fractions,
+        split_seed=data.split_seed,
+    )
+
+
+def answer_source(
+    loaded: Loaded,
+    source: RecordSource,
+    rejects: Rejects,
+    *,
+    name: str = "",
+    remove_sources: Sequence[str] = (),
+    ask: Sequence[str] = (),
+    only: Sequence[str] = (),
+    calibrator: Calibrator | None = None,
+    title: str = "answering",
+    say: Say = print,
+) -> list[ScoredAnswer]:
+    """Answers the questions about every record of a source, with a progress bar on a terminal.
+
+    Args:
+      loaded: the model.
+      source: the records.
+      rejects: where what cannot be used goes.
+      name: of the model, written into the answers.
+      remove_sources: names of sources to take away from every product.
+      ask: attributes to ask of every record, whether or not it says something about them.
+      only: the attributes to ask at all; by default the run's.
+      calibrator: of the confidences.
+      title: of the progress bar.
+      say: prints a line.
+    """
+    import tqdm
+
+    config = loaded.config
+    data = dataclasses.replace(
+        config.data,
+        products_per_batch=config.answer.products_per_batch,
+        distinct_questions=0,
+        attributes=tuple(only) or config.data.attributes,
+    )
+    notes = Notes()
+    batches = eval_batches(
+        source, loaded.tokenizer, data, remove_sources, ask, rejects=rejects, notes=notes
+    )
+    predictor = Predictor(
+        loaded.graph, config, loaded.tokenizer, loaded.mesh, name, calibration=calibrator
+    )
+    say(f"{title}: {batches.questions} questions about {batches.products} products")
+    shown = tqdm.tqdm(batches, desc=title, unit="batch", disable=None, leave=False)
+    answers = list(predictor(loaded.params, shown))
+    for event, count in notes.counts().items():
+        say(f"  note: {event}: {count}")
+    if rejects.total:
+        say(f"  rejects so far: {rejects.total}")
+    return answers
+
+
+def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = print):
+    """Fits calibration and thresholds on the validation split, once per checkpoint.
+
+    Returns:
+      the calibrator and the thresholds, or None where the data have no validation split.
+    """
+    found = load_calibration(workdir, loaded.step)
+    if found is not None:
+        return found
+    config = loaded.config
+    if config.data.val_fraction == 0:
+        return None
+    source = open_split(config, "val", rejects)
+    answers = answer_source(loaded, source, rejects, title="calibrating on val", say=say)
+    said = [a for a in answers if a.golds is not None]
+    given = [a for a in said if not is_abstention(a.answer, config.data.no_answer_text)]
+    calibrator = fit_calibrator(
+        np.array([a.confidence for a in given]),
+        np.array([is_correct(a, config.data.no_answer_text) for a in given], bool),
+        [a.attribute for a in given],
+        config.calibration,
+    )
+    scored = [
+        dataclasses.replace(a, calibrated=float(c))
+        for a, c in zip(
+            said,
+            calibrator(np.array([a.confidence for a in said]), [a.attribute for a in said]),
+            strict=True,
+        )
+    ]
+    thresholds = fit_thresholds(scored, config.evaluation)
+    save_calibration(workdir, loaded.step, calibrator, thresholds)
+    return calibrator, thresholds
+
+
+def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> dict[str, Any]:
+    """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds."""
+    wanted = config.evaluation.threshold_from == "val"
+    return evaluate(answers, config.evaluation, thresholds if wanted else None)
+
+
+def write_results(
+    workdir: WorkDir,
+    split: str,
+    answers: list[ScoredAnswer],
+    metrics: dict[str, Any],
+    config: ExperimentConfig,
+) -> None:
+    """Writes `eval/<split>/`: metrics.json, answers.jsonl and report.html."""
+    folder = workdir.evaluation(split)
+    write_answers(folder / "answers.jsonl", answers)
+    write_report(
+        folder / "report.html",
+        answers,
+        metrics,
+        title=f"{workdir.path.name}: {split}",
+        config=config.evaluation,
+    )
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

@@ -1,0 +1,115 @@
+"""A work directory back into a model that answers."""
+
+import dataclasses
+import json
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+
+from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.errors import UserError
+from moemoe_jax.evaluation.metrics import Thresholds
+from moemoe_jax.experiment import ExperimentConfig, from_config_dict
+from moemoe_jax.inference.calibration import Calibrator
+from moemoe_jax.models.build import abstract_model
+from moemoe_jax.parallel.mesh import make_mesh
+from moemoe_jax.parallel.sharding import param_shardings
+from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.trainable import split_trainable
+from moemoe_jax.workdir import WorkDir, write_atomically
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model, ready to answer.
+
+    Attributes:
+      config: the run's settings.
+      tokenizer: of the work directory.
+      graph: of the model.
+      params: the states that, with the graph, make the model: trained (their moving average where
+        one was kept) and frozen.
+      mesh: where they are.
+      step: of the checkpoint.
+    """
+
+    config: ExperimentConfig
+    tokenizer: Tokenizer
+    graph: nnx.GraphDef
+    params: tuple[nnx.State, nnx.State]
+    mesh: Mesh
+    step: int
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model as one module."""
+        return nnx.merge(self.graph, *self.params)
+
+
+def load(workdir: WorkDir, checkpoint: str = "best") -> Loaded:
+    """Loads the model of a work directory.
+
+    Args:
+      workdir: where it was trained.
+      checkpoint: "best" by the run's metric, "last", or a step.
+
+    Raises:
+      UserError: when there is no such checkpoint, or it is damaged or of another model.
+    """
+    mapping = workdir.read_config()
+    tokenizer = Tokenizer.load(workdir.tokenizer)
+    config = from_config_dict(mapping, tokenizer.vocab_size)
+    mesh = make_mesh(config.mesh)
+    graph, trained, frozen = split_trainable(abstract_model(config.model), config.train.trainable)
+    name = "ema" if config.optimizer.ema_decay else "params"
+    target = {name: place(trained, mesh), "frozen": place(frozen, mesh)}
+    with Checkpoints(
+        workdir.checkpoints, best_metric=config.train.best_metric, read_only=True
+    ) as checkpoints:
+        if checkpoint == "best":
+            restored = checkpoints.restore_best(target, partial=True)
+        elif checkpoint == "last":
+            restored = checkpoints.restore_latest(target, partial=True)
+        elif checkpoint.isdigit():
+            restored = checkpoints.restore(int(checkpoint), target, partial=True)
+        else:
+            raise UserError(f"--checkpoint is {checkpoint!r}; use best, last or a step")
+    if restored is None:
+        raise UserError(f"{workdir.checkpoints} holds no checkpoint yet; train first")
+    params = (restored.state[name], restored.state["frozen"])
+    return Loaded(config, tokenizer, graph, params, mesh, restored.step)
+
+
+def place(state: nnx.State, mesh: Mesh) -> nnx.State:
+    """Adds to the shapes of a state where each belongs on the mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        param_shardings(state, mesh),
+    )
+
+
+def save_calibration(
+    workdir: WorkDir, step: int, calibrator: Calibrator, thresholds: Thresholds
+) -> None:
+    """Keeps what was fitted on the validation answers of the checkpoint at `step`."""
+    document = {"step": step, "calibrator": calibrator.to_json(), "thresholds": thresholds}
+    write_atomically(workdir.calibration, json.dumps(document, indent=1) + "\n")
+
+
+def load_calibration(workdir: WorkDir, step: int) -> tuple[Calibrator, Thresholds] | None:
+    """What `save_calibration` kept, or None where there is none for this checkpoint."""
+    if not workdir.calibration.is_file():
+        return None
+    try:
+        document = json.loads(workdir.calibration.read_text())
+        if document["step"] != step:
+            return None
+        return Calibrator.from_json(document["calibrator"]), document["thresholds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir.calibration} is damaged ({error!r}); delete it and evaluate again"
+        ) from None

@@ -1,0 +1,1 @@
+"""The systems, put together from `moemoe_jax.nn`."""

@@ -1,0 +1,302 @@
+"""Question-guided attention (QGA): the question weighs the sources token by token, eqs 4-5.
+
+The paper fuses an image I and a context C as e = α ∗ I + β ∗ C, with α and β read from the question
+at every token. Here the number of sources is free and a source may be missing: e = Σ_s w_s ∗ S_s.
+
+The fusion is linear in the sources, with one scalar per question, source and token, so e need not be
+built: T5's cross-attention projects keys and values without a norm or a bias, hence the keys of e
+are Σ_s w_s ∗ (S_s W_k). The sources are projected once per product and a question brings only its
+scalars. `Fused` is that pair; `literal` builds e, the slow and obvious way, as the oracle.
+
+Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from flax import nnx, struct
+import jax
+import jax.numpy as jnp
+
+from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.params import param
+
+
+@struct.dataclass
+class Encoded:
+    """Encoder outputs: `tokens` float [B, K, D] and `valid` bool [B, K], False at padding."""
+
+    tokens: jax.Array
+    valid: jax.Array
+
+
+@struct.dataclass
+class Fused:
+    """What the decoder reads.
+
+    Attributes:
+      sources: float [P, S, K, D], shared by all the questions of a product.
+      weights: float32 [P, Q, S, K], or None for all ones.
+      valid: bool [P, Q, K], the tokens that cross-attention may look at.
+    """
+
+    sources: jax.Array
+    weights: jax.Array | None
+    valid: jax.Array
+
+
+def literal(fused: Fused) -> Fused:
+    """Builds e (eq 5) for every question: the same fusion with P·Q products of one source each."""
+    products, questions = fused.valid.shape[:2]
+    weights = fused.weights.astype(fused.sources.dtype)
+    e = jnp.einsum("pqsk,pskd->pqkd", weights, fused.sources)
+    rows = products * questions
+    return Fused(
+        sources=e.reshape(rows, 1, *e.shape[2:]),
+        weights=None,
+        valid=fused.valid.reshape(rows, 1, -1),
+    )
+
+
+# --- how an image of K' tokens becomes K tokens (eq 3) ---------------------------------------------
+
+
+def _tile(tokens: jax.Array, length: int) -> jax.Array:
+    return jnp.tile(tokens, (1, length // tokens.shape[1], 1))
+
+
+def _interleave(tokens: jax.Array, length: int) -> jax.Array:
+    return jnp.repeat(tokens, length // tokens.shape[1], axis=1)
+
+
+def _interpolate(tokens: jax.Array, length: int) -> jax.Array:
+    shape = (tokens.shape[0], length, tokens.shape[2])
+    return jax.image.resize(tokens, shape, method="linear").astype(tokens.dtype)
+
+
+def _pad(tokens: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1]), (0, 0)))
+
+
+IMAGE_REPEATS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
+    "tile": _tile,  # patch j at j, j + K', j + 2K' …: the paper's repeat
+    "interleave": _interleave,  # patch j at jr … jr + r - 1
+    "interpolate": _interpolate,  # linear, for any K
+    "pad": _pad,  # once, then padding
+}
+
+
+def check_image_length(repeat: str, image_tokens: int, length: int) -> None:
+    """Refuses a text length that `repeat` cannot fill from the image's tokens.
+
+    Raises:
+      ValueError: with the lengths and the remedy.
+    """
+    if repeat in ("tile", "interleave") and length % image_tokens:
+        near = max(image_tokens, round(length / image_tokens) * image_tokens)
+        raise ValueError(
+            f"data.text_length {length} is not a multiple of the {image_tokens} image tokens; "
+            f"set data.text_length={near}, or model.fusion.image_repeat=interpolate"
+        )
+    if repeat == "pad" and length < image_tokens:
+        raise ValueError(
+            f"data.text_length {length} is shorter than the {image_tokens} image tokens; "
+            f"set data.text_length={image_tokens} or more, or model.fusion.image_repeat=interpolate"
+        )
+
+
+def repeat_image(tokens: jax.Array, length: int, repeat: str) -> Encoded:
+    """Stretches image tokens [P, K', D] to the text length K (eq 3)."""
+    count = tokens.shape[1]
+    filled = count if repeat == "pad" else length
+    valid = jnp.broadcast_to(jnp.arange(length) < filled, (tokens.shape[0], length))
+    return Encoded(IMAGE_REPEATS[repeat](tokens, length), valid)
+
+
+# --- the gate: one weight per question, source and token (eq 4) ------------------------------------
+
+
+class TokenGate(nnx.Module):
+    """The paper's gate: FC(Q), read at every one of the K positions, padding included.
+
+    A question is short and a context long, so most positions of Q are padding; T5 gives finite,
+    question-dependent values there, which is why they are read and not zeroed.
+    """
+
+    def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
+        self.score = _score_layer(sources, width, rngs)
+
+    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns logits [P, Q, S, K] from `question` [U, K, D] and `index` int [P, Q]."""
+        return jnp.swapaxes(self.score(question.tokens), 1, 2)[index]
+
+
+class PooledGate(TokenGate):
+    """The same weights at every token, from the mean of the question's real tokens."""
+
+    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns logits [P, Q, S, K], equal along K."""
+        logits = self.score(mean_pool(question))[index]
+        return jnp.broadcast_to(logits[..., None], (*logits.shape, sources.shape[2]))
+
+
+class CrossGate(TokenGate):
+    """Each source token attends to the question; its weight is read from what it finds there."""
+
+    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns logits [P, Q, S, K]."""
+        tokens, valid = question.tokens[index], question.valid[index]
+        scale = tokens.shape[-1] ** -0.5
+        attention = jnp.einsum("pskd,pqjd->pqskj", sources, tokens).astype(jnp.float32) * scale
+        attention = jnp.where(valid[:, :, None, None], attention, -1e9)
+        # Scoring before averaging: FC is linear, so the S scores of each question token suffice.
+        probs = jax.nn.softmax(attention, axis=-1)
+        return jnp.einsum("pqskj,pqjs->pqsk", probs, self.score(tokens))
+
+
+class LearnedGate(nnx.Module):
+    """One learned scalar per source, whatever the question: question guidance removed (WoQG)."""
+
+    def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
+        self.logits = param(rngs, (sources,), nnx.initializers.constant(1 / sources), (None,))
+
+    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns logits [P, Q, S, K], equal for all questions and tokens."""
+        shape = (*index.shape, sources.shape[1], sources.shape[2])
+        return jnp.broadcast_to(self.logits[...][:, None], shape)
+
+
+class UnitGate(nnx.Module):
+    """e = Σ_s S_s: every weight is one. No parameters."""
+
+    def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns ones [P, Q, S, K]."""
+        return jnp.ones((*index.shape, sources.shape[1], sources.shape[2]), jnp.float32)
+
+
+GATES: dict[str, type[nnx.Module]] = {
+    "token": TokenGate,
+    "pooled": PooledGate,
+    "cross": CrossGate,
+    "learned": LearnedGate,
+    "unit": UnitGate,
+}
+
+
+def _score_layer(sources: int, width: int, rngs: nnx.Rngs) -> Linear:
+    # The weights are not normalised in the paper. A bias of 1/S makes e start as the mean of the
+    # sources; with zero, the decoder would see near-zero keys and values at the first step.
+    layer = Linear(
+        width,
+        sources,
+        rngs=rngs,
+        init=nnx.initializers.normal(0.02 * width**-0.5),
+        axes=("embed", None),
+        use_bias=True,
+        dtype="float32",
+    )
+    layer.bias[...] = jnp.full((sources,), 1 / sources)
+    return layer
+
+
+# --- normalisation over the sources, with the missing ones masked ----------------------------------
+
+
+def _softmax(logits: jax.Array, present: jax.Array) -> jax.Array:
+    weights = jax.nn.softmax(jnp.where(present, logits, -1e9), axis=2)
+    return jnp.where(present, weights, 0.0)
+
+
+GATE_NORMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "none": lambda logits, present: jnp.where(present, logits, 0.0),  # the paper's eqs 4-5
+    "softmax": _softmax,
+    "sigmoid": lambda logits, present: jnp.where(present, jax.nn.sigmoid(logits), 0.0),
+}
+
+
+def gate_weights(logits: jax.Array, present: jax.Array, norm: str) -> jax.Array:
+    """Turns gate logits into source weights.
+
+    Args:
+      logits: float [P, Q, S, K].
+      present: bool [P, S]; a source that a product lacks gets weight zero.
+      norm: a name of `GATE_NORMS`.
+
+    Returns:
+      float32 [P, Q, S, K].
+    """
+    return GATE_NORMS[norm](logits.astype(jnp.float32), present[:, None, :, None])
+
+
+# --- which tokens of e the decoder may look at -----------------------------------------------------
+
+
+def _all_tokens(present_valid: jax.Array, is_text: jax.Array) -> jax.Array:
+    return jnp.ones_like(present_valid[:, 0])
+
+
+def _context_tokens(present_valid: jax.Array, is_text: jax.Array) -> jax.Array:
+    return jnp.any(present_valid & is_text[None, :, None], axis=1)
+
+
+def _union_tokens(present_valid: jax.Array, is_text: jax.Array) -> jax.Array:
+    return jnp.any(present_valid, axis=1)
+
+
+FUSION_MASKS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "ones": _all_tokens,  # e mixes the image into every token, so every token is worth a look
+    "context": _context_tokens,  # the literal mask of the text sources: hides tiled patches
+    "union": _union_tokens,
+}
+
+
+def fusion_valid(
+    source_valid: jax.Array, present: jax.Array, is_text: tuple[bool, ...], mask: str
+) -> jax.Array:
+    """Returns bool [P, K] from token validity [P, S, K], presence [P, S] and a mask's name."""
+    return FUSION_MASKS[mask](source_valid & present[:, :, None], jnp.asarray(is_text))
+
+
+def mean_pool(encoded: Encoded) -> jax.Array:
+    """The mean over the real tokens, float32 [B, D]; a row of padding gives zero."""
+    valid = encoded.valid[..., None].astype(jnp.float32)
+    total = jnp.sum(encoded.tokens.astype(jnp.float32) * valid, axis=1)
+    return total / jnp.maximum(jnp.sum(valid, axis=1), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionConfig:
+    """The readings of eqs 3-5 that a researcher may compare; each is a name in a registry above.
+
+    Attributes:
+      gate: how the question weighs the sources, a name of `GATES`.
+      gate_norm: how the weights are normalised over the sources, a name of `GATE_NORMS`.
+      image_repeat: how the image is stretched to the text length, a name of `IMAGE_REPEATS`.
+      mask: which tokens of e the decoder sees, a name of `FUSION_MASKS`.
+      path: "shared" projects a product's sources once for all its questions; "literal" builds e
+        for each question. The same numbers.
+    """
+
+    gate: str = "token"
+    gate_norm: str = "none"
+    image_repeat: str = "tile"
+    mask: str = "ones"
+    path: str = "shared"
+
+    def __post_init__(self):
+        names = {
+            "gate": GATES,
+            "gate_norm": GATE_NORMS,
+            "image_repeat": IMAGE_REPEATS,
+            "mask": FUSION_MASKS,
+            "path": ("shared", "literal"),
+        }
+        for field, known in names.items():
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"model.fusion.{field} is {getattr(self, field)!r}; choose one of "
+                    f"{', '.join(known)}"
+                )

@@ -1,0 +1,316 @@
+"""MoEMoE: question-guided dense and sparse mixture-of-experts over several sources.
+
+The model is four steps, and a caller may keep what the earlier ones gave:
+
+    encode_question   Q = T5(q)                     once per distinct question     eq 1
+    encode_sources    C = T5(c), I = Swin(i)        once per product               eqs 1-3
+    fuse              e = Σ_s w_s(Q) ∗ S_s          scalars per question           eqs 4-5
+    decode            answer = decoder(e)           sparse experts inside          eqs 8-10
+
+Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width,
+L answer tokens, V vocabulary.
+"""
+
+from flax import nnx, struct
+import jax
+import jax.numpy as jnp
+
+from moemoe_jax.models.alignment import Alignment
+from moemoe_jax.models.config import MoEMoEConfig
+from moemoe_jax.models.fusion import (
+    GATES,
+    Encoded,
+    Fused,
+    fusion_valid,
+    gate_weights,
+    literal,
+    mean_pool,
+    repeat_image,
+)
+from moemoe_jax.nn import rng
+from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.moe import MoEStats
+from moemoe_jax.nn.swinv2 import SwinV2
+from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, logits, token_embedding
+
+Stats = dict[str, MoEStats]
+
+
+@struct.dataclass
+class Outputs:
+    """What a training step needs of a forward pass.
+
+    Attributes:
+      logits: float [P, Q, L, V].
+      alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
+        encoder.
+      alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
+      source_weights: float32 [P, Q, S], the mean weight of each source over the tokens (eq 4).
+      moe: statistics of each mixture layer, by "stack/layer".
+    """
+
+    logits: jax.Array
+    alignment: jax.Array
+    alignment_variance: jax.Array
+    source_weights: jax.Array
+    moe: Stats
+
+
+class MoEMoE(nnx.Module):
+    """The whole model; see the module's text for its steps."""
+
+    def __init__(self, config: MoEMoEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        text, layers = config.text, config.moe_layers
+        width, sources = text.d_model, len(config.sources)
+
+        def encoder(stack: str) -> T5Encoder:
+            return T5Encoder(
+                text, moe=config.moe, moe_layers=layers.of(stack, text.num_layers), rngs=rngs
+            )
+
+        self.decoder_embedding = token_embedding(text, rngs=rngs)
+        shared = config.share_embeddings != "none"
+        has_text = config.has("text")
+        self.context_embedding = (
+            None if shared or not has_text else token_embedding(text, rngs=rngs)
+        )
+        self.context_encoder = encoder("context_encoder") if has_text else None
+        if config.question_encoder:
+            own = config.share_embeddings != "all"
+            self.question_embedding = token_embedding(text, rngs=rngs) if own else None
+            self.question_encoder = encoder("question_encoder")
+            self.alignment = Alignment(config.alignment, sources, width, rngs=rngs)
+        self.start = (
+            Linear(
+                width,
+                width,
+                rngs=rngs,
+                init=nnx.initializers.normal(width**-0.5),
+                axes=("embed", None),
+                dtype=text.dtype,
+            )
+            if config.question_start
+            else None
+        )
+        if config.has("image"):
+            self.image_encoder = SwinV2(config.vision, rngs=rngs)
+            differs = config.vision.width != width
+            self.image_projection = (
+                Linear(
+                    config.vision.width,
+                    width,
+                    rngs=rngs,
+                    init=nnx.initializers.normal(config.vision.width**-0.5),
+                    axes=(None, "embed"),
+                    use_bias=True,
+                    dtype=text.dtype,
+                )
+                if differs
+                else None
+            )
+        self.gate = GATES[config.fusion.gate](sources, width, rngs=rngs)
+        self.decoder = T5Decoder(
+            text,
+            moe=config.moe,
+            moe_layers=layers.of("decoder", text.num_decoder_layers),
+            rngs=rngs,
+        )
+        self.lm_head = None if text.tie_word_embeddings else lm_head(text, rngs=rngs)
+
+    # --- the four steps ----------------------------------------------------------------------------
+
+    def encode_question(
+        self, ids: jax.Array, key: jax.Array | None = None
+    ) -> tuple[Encoded, Stats]:
+        """Encodes distinct questions, int [U, K] with 0 as padding (eq 1)."""
+        table = self.question_embedding or self.decoder_embedding
+        return self._encode_text("question_encoder", self.question_encoder, table, ids, key)
+
+    def encode_sources(
+        self, sources: dict[str, jax.Array], key: jax.Array | None = None
+    ) -> tuple[tuple[Encoded, ...], Stats]:
+        """Encodes the products' sources and stretches each to K tokens (eqs 1-3).
+
+        Args:
+          sources: by name, int [P, K] token ids or uint8 [P, H, W, 3] pixels.
+          key: a PRNG key in training, None for deterministic.
+
+        Returns:
+          S encodings of [P, K, D], in the order of `config.sources`, and the mixtures' statistics.
+        """
+        keys = rng.split(key, len(self.config.sources))
+        encoded, stats = [], {}
+        for spec, key in zip(self.config.sources, keys, strict=True):
+            if spec.kind == "image":
+                encoded.append(self._encode_image(sources[spec.name], key))
+                continue
+            table = self.context_embedding or self.decoder_embedding
+            name = f"context_encoder.{spec.name}"
+            text, found = self._encode_text(
+                name, self.context_encoder, table, sources[spec.name], key
+            )
+            encoded.append(text)
+            stats |= found
+        return tuple(encoded), stats
+
+    def fuse(
+        self,
+        question: Encoded | None,
+        index: jax.Array,
+        sources: tuple[Encoded, ...],
+        present: jax.Array,
+    ) -> Fused:
+        """Weighs the sources by the question (eqs 4-5).
+
+        Args:
+          question: distinct questions, tokens [U, K, D]; None without a question encoder.
+          index: int [P, Q], which question each product is asked.
+          sources: S encodings of [P, K, D].
+          present: bool [P, S], False where a product lacks a source.
+        """
+        config = self.config
+        stacked = jnp.stack([source.tokens for source in sources], axis=1)
+        weights = gate_weights(
+            self.gate(question, index, stacked), present, config.fusion.gate_norm
+        )
+        valid = fusion_valid(
+            jnp.stack([source.valid for source in sources], axis=1),
+            present,
+            tuple(spec.kind == "text" for spec in config.sources),
+            config.fusion.mask,
+        )
+        return Fused(
+            sources=stacked,
+            weights=weights,
+            valid=jnp.broadcast_to(valid[:, None], (*index.shape, valid.shape[-1])),
+        )
+
+    def decode(
+        self,
+        fused: Fused,
+        inputs: jax.Array,
+        valid: jax.Array,
+        question: jax.Array | None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Stats]:
+        """Scores the answer tokens that follow `inputs` (teacher forcing).
+
+        Args:
+          fused: from `fuse`.
+          inputs: int [P, Q, L], the answer shifted right (starts with padding, id 0).
+          valid: bool [P, Q, L]; the others take no expert slot and enter no statistic.
+          question: float [P, Q, D] mean question vectors, or None without a question encoder.
+          key: a PRNG key in training, None for deterministic.
+
+        Returns:
+          logits, float [P, Q, L, V], and the mixtures' statistics.
+        """
+        embedded = self.embed_answer(inputs, question, first=True)
+        rows, memory, weights, memory_valid = self.read(fused)
+        hidden, stats = self.decoder(
+            embedded.reshape(*rows, *embedded.shape[2:]),
+            valid.reshape(*rows, -1),
+            memory,
+            weights,
+            memory_valid,
+            key,
+            question=None if question is None else question.reshape(*rows, -1),
+        )
+        hidden = hidden.reshape(*inputs.shape, -1)
+        return self.logits(hidden), {f"decoder/{i}": s for i, s in stats.items()}
+
+    # --- pieces of `decode`, which decoding token by token uses as well -----------------------------
+
+    def embed_answer(self, inputs: jax.Array, question: jax.Array | None, first: bool) -> jax.Array:
+        """Embeds int [P, Q, L]; with `first`, position 0 is the start token."""
+        embedded = self.decoder_embedding(inputs)
+        if first and self.start is not None:
+            embedded = embedded.at[:, :, 0].add(self.start(question))
+        return embedded
+
+    def read(self, fused: Fused):
+        """Projects what cross-attention reads, once for all answer tokens.
+
+        Returns:
+          the decoder's (rows, questions) batch shape, its memory, the weights and the mask. On the
+          shared path that shape is (P, Q); on the literal one e is built and it is (P·Q, 1).
+        """
+        if self.config.fusion.path == "literal":
+            fused = literal(fused)
+        memory = self.decoder.project(fused.sources)
+        return fused.valid.shape[:2], memory, fused.weights, fused.valid
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Scores the vocabulary: [..., D] → float32 [..., V]."""
+        return logits(hidden, self.lm_head or self.decoder_embedding)
+
+    # --- the whole ---------------------------------------------------------------------------------
+
+    def present(self, batch: dict) -> jax.Array:
+        """Which sources each product has: bool [P, S]."""
+        return jnp.stack([batch["source_valid"][s.name] for s in self.config.sources], axis=1)
+
+    def encode(
+        self, batch: dict, key: jax.Array | None = None
+    ) -> tuple[Encoded | None, tuple[Encoded, ...], Stats]:
+        """Runs the encoders on a batch: the question's encoding, the sources' and statistics."""
+        keys = rng.split(key, 2)
+        sources, stats = self.encode_sources(batch["sources"], keys[0])
+        if not self.config.question_encoder:
+            return None, sources, stats
+        question, found = self.encode_question(batch["question_ids"], keys[1])
+        return question, sources, stats | found
+
+    def question_vectors(self, question: Encoded | None, index: jax.Array) -> jax.Array | None:
+        """The mean vector of each asked question, [P, Q, D], in the compute dtype."""
+        if question is None:
+            return None
+        return mean_pool(question).astype(question.tokens.dtype)[index]
+
+    def __call__(self, batch: dict, key: jax.Array | None = None) -> Outputs:
+        """Runs a whole training batch; `key` None is deterministic.
+
+        Args:
+          batch: as `data.pipeline` makes it: question_ids [U, K], question_index and question_valid
+            [P, Q], answer_ids [P, Q, L], and sources and source_valid by name.
+          key: a PRNG key in training.
+        """
+        keys = rng.split(key, 2)
+        index, asked = batch["question_index"], batch["question_valid"]
+        present = self.present(batch)
+        question, sources, stats = self.encode(batch, keys[0])
+        fused = self.fuse(question, index, sources, present)
+        answer = batch["answer_ids"]
+        inputs = jnp.pad(answer[..., :-1], ((0, 0), (0, 0), (1, 0)))
+        vectors = self.question_vectors(question, index)
+        logits, found = self.decode(
+            fused, inputs, (answer != 0) & asked[..., None], vectors, keys[1]
+        )
+        nothing = jnp.zeros((0,), jnp.float32)
+        alignment, variance = (
+            (nothing, nothing)
+            if question is None
+            else self.alignment(question, index, asked, sources, present)
+        )
+        return Outputs(
+            logits=logits,
+            alignment=alignment,
+            alignment_variance=variance,
+            source_weights=jnp.mean(fused.weights, axis=-1),
+            moe=stats | found,
+        )
+
+    def _encode_text(self, name, encoder, table, ids, key) -> tuple[Encoded, Stats]:
+        valid = ids != 0
+        hidden, stats = encoder(table(ids), valid, key)
+        return Encoded(hidden, valid), {f"{name}/{i}": s for i, s in stats.items()}
+
+    def _encode_image(self, pixels: jax.Array, key: jax.Array | None) -> Encoded:
+        config = self.config
+        mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
+        tokens = self.image_encoder((pixels / 255.0 - mean) / std, key)
+        if self.image_projection is not None:
+            tokens = self.image_projection(tokens)
+        tokens = tokens.astype(config.text.dtype)
+        return repeat_image(tokens, config.text_length, config.fusion.image_repeat)

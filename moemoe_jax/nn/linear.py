@@ -1,0 +1,66 @@
+"""The plain linear map and the embedding table that every backbone here is built from."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moemoe_jax.nn.params import Initializer, param
+
+
+class Linear(nnx.Module):
+    """y = x W (+ b), with `kernel` [in, out] and, if asked for, `bias` [out].
+
+    Parameters are stored in float32 and used in `dtype`.
+
+    Args:
+      in_features: width of the input's last dimension.
+      out_features: width of the output's last dimension.
+      init: the kernel's initializer; a bias starts at zero.
+      axes: logical names of the kernel's two dimensions; the bias takes the second.
+      use_bias: whether there is a bias.
+      dtype: the compute dtype, and that of the result.
+      rngs: where the parameters' keys come from.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        init: Initializer,
+        axes: Sequence[str | None] = (None, None),
+        use_bias: bool = False,
+        dtype: jnp.dtype | str = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = jnp.dtype(dtype)
+        self.kernel = param(rngs, (in_features, out_features), init, axes)
+        zeros = nnx.initializers.zeros_init()
+        self.bias = param(rngs, (out_features,), zeros, axes[1:]) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps float [..., in] to `dtype` [..., out]."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embed(nnx.Module):
+    """A table [V, D] of token embeddings; `ids` outside it are a caller's bug, not clipped."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        features: int,
+        *,
+        init: Initializer,
+        dtype: jnp.dtype | str = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = jnp.dtype(dtype)
+        self.table = param(rngs, (vocab_size, features), init, ("vocab", "embed"))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Looks int [...] ids up: `dtype` [..., D]."""
+        return jnp.take(self.table[...].astype(self.dtype), ids, axis=0)

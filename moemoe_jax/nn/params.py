@@ -1,0 +1,50 @@
+"""Parameters: one way to make them, and the types that decide what is trained.
+
+Every parameter carries the names of its logical axes; `parallel.sharding` maps those names to the
+mesh. Experts and routers are types of their own, so that "train only the experts" is a filter on
+types and a frozen parameter costs no gradient and no optimizer memory.
+"""
+
+from collections.abc import Callable, Sequence
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+LOGICAL_AXES = frozenset({"vocab", "embed", "mlp", "heads", "expert", "layers"})
+
+Initializer = Callable[..., jax.Array]
+
+
+class ExpertParam(nnx.Param):
+    """A parameter of the experts of a mixture layer, stacked along a leading expert axis."""
+
+
+class RouterParam(nnx.Param):
+    """A parameter of a router: what decides which experts a token goes to."""
+
+
+def param(
+    rngs: nnx.Rngs,
+    shape: Sequence[int],
+    init: Initializer,
+    axes: Sequence[str | None],
+    kind: type[nnx.Param] = nnx.Param,
+    dtype: jnp.dtype = jnp.float32,
+) -> nnx.Param:
+    """Makes one parameter.
+
+    Args:
+      rngs: where its key comes from (the `params` stream).
+      shape: its shape.
+      init: called as `init(key, shape, dtype)`.
+      axes: the logical name of each dimension, or None for one that is never sharded.
+      kind: `nnx.Param` for the backbone, `ExpertParam` or `RouterParam` for mixture layers.
+      dtype: of the stored values; the compute dtype is the layer's.
+
+    Raises:
+      ValueError: when `axes` does not name each dimension with a known name.
+    """
+    if len(axes) != len(shape) or not {a for a in axes if a is not None} <= LOGICAL_AXES:
+        raise ValueError(f"axes {tuple(axes)} do not name the dimensions of shape {tuple(shape)}")
+    return kind(init(rngs.params(), tuple(shape), dtype), logical_axes=tuple(axes))

@@ -1,0 +1,1 @@
+"""The mesh and the one table that places logical axes on it. Knows no model."""

@@ -1,0 +1,197 @@
+"""Where every array lives: one table from logical axes to mesh axes, and what follows from it.
+
+A parameter carries the logical name of each of its dimensions (`nn.params.param`); this module
+reads the names and never the path of a parameter. Optimizer state lies where its parameter lies.
+"""
+
+from collections.abc import Iterator
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+LOGICAL_RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp", "expert"),  # the global batch is split over all devices
+    "embed": "fsdp",
+    "mlp": None,
+    "heads": None,
+    "vocab": None,
+    "expert": "expert",
+    "layers": None,
+}
+
+
+def spec_for(
+    logical_axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+) -> tuple[PartitionSpec, list[int]]:
+    """Maps the named dimensions of one array to mesh axes.
+
+    A mesh axis is used once per array, by the first dimension that asks for it. A dimension that
+    its mesh axis does not divide stays whole on every device.
+
+    Returns:
+      The partition spec, and the dimensions that stay whole because they are not divisible.
+    """
+    axes, used, whole = [], set(), []
+    for dim, (name, size) in enumerate(zip(logical_axes, shape, strict=True)):
+        axis = None if name is None else LOGICAL_RULES[name]
+        if axis is None or axis in used:
+            axes.append(None)
+        elif size % mesh.shape[axis]:
+            axes.append(None)
+            whole.append(dim)
+        else:
+            axes.append(axis)
+            used.add(axis)
+    return PartitionSpec(*axes), whole
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Joins the keys of a tree path with slashes: `encoder/layers/0/kernel`."""
+    parts = [getattr(k, "key", getattr(k, "idx", getattr(k, "name", None))) for k in path]
+    return "/".join(str(part) for part in parts)
+
+
+def _variables(state: Any) -> Iterator[tuple[str, nnx.Variable]]:
+    """Yields the path and the variable of each leaf; anything else is an error."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
+        name = path_name(path)
+        if not _is_variable(leaf) or "logical_axes" not in leaf.get_metadata():
+            raise ValueError(f"{name} has no logical axes: make it with moemoe_jax.nn.params.param")
+        yield name, leaf
+
+
+def _spec(variable: nnx.Variable, mesh: Mesh) -> tuple[PartitionSpec, list[int]]:
+    shape = jax.tree.leaves(variable)[0].shape
+    return spec_for(variable.get_metadata()["logical_axes"], shape, mesh)
+
+
+def param_shardings(state: Any, mesh: Mesh) -> Any:
+    """Returns a tree like `state` with a NamedSharding in place of each array.
+
+    Args:
+      state: an nnx.State (or a tree of such) of variables with arrays or ShapeDtypeStructs.
+      mesh: from `make_mesh`.
+
+    Raises:
+      ValueError: for a leaf without `logical_axes`.
+    """
+    shardings = [NamedSharding(mesh, _spec(variable, mesh)[0]) for _, variable in _variables(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), shardings)
+
+
+def indivisible(state: Any, mesh: Mesh) -> list[str]:
+    """Lists, one line each, the dimensions that stay whole since their mesh axis does not fit."""
+    lines = []
+    for name, variable in _variables(state):
+        shape, axes = jax.tree.leaves(variable)[0].shape, variable.get_metadata()["logical_axes"]
+        for dim in _spec(variable, mesh)[1]:
+            rule = LOGICAL_RULES[axes[dim]]
+            lines.append(
+                f"{name}: dimension {dim} ({axes[dim]}, {shape[dim]}) is replicated: "
+                f"{rule}={mesh.shape[rule]} does not divide it"
+            )
+    return lines
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole: step counters, metrics, keys."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def optimizer_shardings(
+    optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh
+) -> Any:
+    """Gives the optimizer state the sharding of the parameter that each part belongs to.
+
+    A part of the state that has the tree structure of `params` (Adam's moments, a trace) gets the
+    sharding of each parameter where the shapes are equal. All else is replicated: counters, and
+    the row and column statistics of Adafactor, which are small.
+
+    Args:
+      optimizer: whose `init(params)` makes the state; only its shapes are computed here.
+      params: the trainable parameters (arrays or ShapeDtypeStructs).
+      shardings: `param_shardings(params, mesh)`.
+      mesh: from `make_mesh`.
+
+    Returns:
+      A tree like `optimizer.init(params)` with a NamedSharding for each array.
+    """
+    structure = jax.tree.structure(params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    of_params = jax.tree.leaves(shardings)
+
+    def like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def place(node: Any) -> Any:
+        if not like_params(node):
+            return replicated(mesh)
+        places = [
+            sharding if leaf.shape == shape else replicated(mesh)
+            for leaf, shape, sharding in zip(jax.tree.leaves(node), shapes, of_params, strict=True)
+        ]
+        return jax.tree.unflatten(structure, places)
+
+    return jax.tree.map(place, jax.eval_shape(optimizer.init, params), is_leaf=like_params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose leading dimension is the global batch."""
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_RULES["batch"]))
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Turns a tree of numpy arrays into global arrays, split along their leading dimension.
+
+    Every process passes the same global batch and uploads only the rows of its own devices, so
+    the loss does not depend on the number of processes. An array whose leading dimension the
+    number of shards does not divide (a small table of distinct questions, a scalar) is replicated.
+    """
+    split, whole = batch_sharding(mesh), replicated(mesh)
+
+    def place(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        divisible = array.ndim > 0 and array.shape[0] % mesh.size == 0
+        return jax.make_array_from_callback(
+            array.shape, split if divisible else whole, lambda index: array[index]
+        )
+
+    return jax.tree.map(place, batch)
+
+
+def describe(state: Any, mesh: Mesh) -> str:
+    """Tabulates each parameter: name, shape, partition spec and bytes on one device."""
+    rows = [("parameter", "shape", "spec", "bytes/device")]
+    total = 0
+    for name, variable in _variables(state):
+        leaf = jax.tree.leaves(variable)[0]
+        spec, _ = _spec(variable, mesh)
+        local = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+        size = math.prod(local) * np.dtype(leaf.dtype).itemsize
+        total += size
+        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), f"{size:,}"))
+    rows.append(("total", "", "", f"{total:,}"))
+    return table(rows)
+
+
+def _spec_text(spec: PartitionSpec) -> str:
+    return "(" + ", ".join("-" if axis is None else str(axis) for axis in spec) + ")"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Lays rows out in columns: the first row is the header, the last column is right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append("  ".join([*cells, row[-1].rjust(widths[-1])]))
+    return "\n".join(lines)

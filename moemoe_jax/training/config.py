@@ -1,0 +1,75 @@
+"""Settings of a training run."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, what, and what to keep.
+
+    Attributes:
+      trainable: "all", "experts" (experts and routers) or "backbone" (everything else).
+      seed: of the parameters, the order of the examples, augmentation and dropout.
+      epochs: passes over the products of the training split.
+      steps: optimizer steps; 0 follows `epochs`.
+      accumulation: micro-batches added up into one step.
+      eval_every: steps between evaluations on the validation split, each followed by a checkpoint;
+        0 means once per epoch.
+      eval_products: products of the validation split that an evaluation during training looks at;
+        0 means all.
+      save_every: steps between further checkpoints; 0 for none.
+      log_every: steps between log lines.
+      keep_last: the latest checkpoints kept.
+      keep_best: checkpoints kept by `best_metric`.
+      best_metric: of the evaluation, the higher the better.
+      samples: predictions shown at each evaluation.
+      max_skipped: steps in a row that may be skipped for a non-finite loss or gradient.
+    """
+
+    trainable: str = "all"
+    seed: int = 0
+    epochs: int = 10
+    steps: int = 0
+    accumulation: int = 1
+    eval_every: int = 0
+    eval_products: int = 256
+    save_every: int = 0
+    log_every: int = 20
+    keep_last: int = 2
+    keep_best: int = 1
+    best_metric: str = "accuracy"
+    samples: int = 4
+    max_skipped: int = 10
+
+    def __post_init__(self):
+        if self.trainable not in ("all", "experts", "backbone"):
+            raise ValueError(
+                f"train.trainable is {self.trainable!r}; choose all, experts or backbone"
+            )
+        for name in ("accumulation", "log_every", "keep_last", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("epochs", "steps", "eval_every", "eval_products", "save_every", "keep_best"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
+        if not self.epochs and not self.steps:
+            raise ValueError("train.epochs and train.steps are both 0; set one of them")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where the parameters start.
+
+    Attributes:
+      work_dir: a trained work directory to start from; its feed-forward blocks become experts
+        where this model has a mixture (upcycling). Empty: from random values.
+      expert_noise: standard deviation of the noise on the experts' copies, relative to that of the
+        block.
+    """
+
+    work_dir: str = ""
+    expert_noise: float = 0.0
+
+    def __post_init__(self):
+        if self.expert_noise < 0:
+            raise ValueError(f"init.expert_noise is {self.expert_noise}; it must not be negative")

@@ -1,0 +1,186 @@
+"""What a run needs before its first step: data, tokenizer, model, optimizer, state, on the mesh."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+import optax
+
+from moemoe_jax.data.examples import corpus
+from moemoe_jax.data.pipeline import TrainBatches, train_batches
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import RecordSource, open_splits
+from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.errors import UserError
+from moemoe_jax.experiment import ExperimentConfig, from_config_dict
+from moemoe_jax.inference.loading import load, place
+from moemoe_jax.models.build import abstract_model, create_model
+from moemoe_jax.parallel.mesh import make_mesh
+from moemoe_jax.parallel.sharding import optimizer_shardings, param_shardings, replicated
+from moemoe_jax.training.initialise import initialise_from
+from moemoe_jax.training.optimizer import make_optimizer
+from moemoe_jax.training.step import TrainState, init_state
+from moemoe_jax.training.trainable import split_trainable
+from moemoe_jax.workdir import WorkDir
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The records of a run and what reads them."""
+
+    train: TrainBatches
+    val: RecordSource | None
+    tokenizer: Tokenizer
+    rejects: Rejects
+
+
+def open_data(mapping: dict[str, Any], workdir: WorkDir, say: Say) -> Data:
+    """Opens the data and the tokenizer; trains the latter where there is none yet."""
+    config = from_config_dict(mapping)
+    data = config.data
+    rejects = Rejects(workdir.rejects, data.max_reject_fraction)
+    splits = ("train", "val") if data.val_fraction else ("train",)
+    sources = open_splits(
+        data.source,
+        splits,
+        rejects,
+        fractions=data.split_fractions,
+        split_seed=data.split_seed,
+    )
+    tokenizer = _tokenizer(config, workdir, sources["train"], say)
+    train = train_batches(sources["train"], tokenizer, data, config.train.seed, rejects=rejects)
+    workdir.write_attributes(train.attributes)
+    say(
+        f"data: {train.products} products, {train.questions} questions to train on "
+        f"from {data.source}; tokenizer of {tokenizer.vocab_size} pieces"
+    )
+    if rejects.total:
+        say(f"data: {rejects.total} rejects, listed in {workdir.rejects}")
+    return Data(train, sources.get("val"), tokenizer, rejects)
+
+
+def _tokenizer(
+    config: ExperimentConfig, workdir: WorkDir, source: RecordSource, say: Say
+) -> Tokenizer:
+    if workdir.tokenizer.is_dir():
+        return Tokenizer.load(workdir.tokenizer)
+    if config.init.work_dir:
+        # The embeddings belong to its tokens.
+        tokenizer = Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
+    elif config.data.tokenizer:
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+    else:
+        say("tokenizer: training on the texts of the training split")
+        tokenizer = Tokenizer.train(corpus(source, config.data), config.data.tokenizer_vocab_size)
+    tokenizer.save(workdir.tokenizer)
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run before its first step: everything that the steps share.
+
+    Attributes:
+      model: with shapes in place of arrays.
+      graph: of the model, split into trained and frozen.
+      optimizer, schedule: of the trained parameters.
+      total_steps: of the whole run.
+      steps_per_epoch: rounded up.
+      mesh: where all is.
+      abstract: shapes and places of (TrainState, frozen parameters).
+    """
+
+    model: nnx.Module
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    total_steps: int
+    steps_per_epoch: int
+    mesh: Mesh
+    abstract: tuple[TrainState, nnx.State]
+
+
+def plan(config: ExperimentConfig, steps_per_epoch: float) -> Run:
+    """Works out shapes, places and the schedule; allocates nothing."""
+    mesh = make_mesh(config.mesh)
+    _check_batch(config, mesh)
+    model = abstract_model(config.model)
+    graph, trained, frozen = split_trainable(model, config.train.trainable)
+    per_epoch = max(1, round(steps_per_epoch))
+    total = config.train.steps or round(config.train.epochs * steps_per_epoch)
+    total = max(1, total)
+    optimizer, schedule = make_optimizer(config.optimizer, trained, total, per_epoch)
+    return Run(
+        model=model,
+        graph=graph,
+        optimizer=optimizer,
+        schedule=schedule,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        mesh=mesh,
+        abstract=(
+            _abstract_state(trained, optimizer, bool(config.optimizer.ema_decay), mesh),
+            place(frozen, mesh),
+        ),
+    )
+
+
+def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+    products, accumulation = config.data.products_per_batch, config.train.accumulation
+    if products % (mesh.size * accumulation):
+        step = mesh.size * accumulation
+        raise UserError(
+            f"data.products_per_batch {products} does not divide among {mesh.size} devices times "
+            f"train.accumulation {accumulation}; give a multiple of {step}"
+        )
+
+
+def _abstract_state(
+    trained: nnx.State, optimizer: optax.GradientTransformation, ema: bool, mesh: Mesh
+) -> TrainState:
+    shapes = jax.eval_shape(lambda params: init_state(params, optimizer, ema), trained)
+    params = param_shardings(trained, mesh)
+    whole = replicated(mesh)
+    shardings = TrainState(
+        step=whole,
+        params=params,
+        ema=params if ema else None,
+        optimizer=optimizer_shardings(optimizer, trained, params, mesh),
+        skipped=whole,
+        skipped_in_a_row=whole,
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def first_state(config: ExperimentConfig, run: Run, say: Say) -> tuple[TrainState, nnx.State]:
+    """Initialises the parameters: from random values, or from `init.work_dir`."""
+    model = create_model(config.model, config.train.seed, run.mesh)
+    if config.init.work_dir:
+        loaded = load(WorkDir.open(config.init.work_dir))
+        taken = initialise_from(
+            model,
+            loaded.model,
+            noise=config.init.expert_noise,
+            key=jax.random.key(config.train.seed),
+        )
+        say(
+            f"init: step {loaded.step} of {config.init.work_dir}: {len(taken.copied)} parameters "
+            f"copied, {len(taken.upcycled)} upcycled to experts, {len(taken.fresh)} new"
+        )
+    _, trained, frozen = split_trainable(model, config.train.trainable)
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
+    frozen = jax.device_put(frozen, places[1])
+    start = jax.jit(
+        lambda params: init_state(params, run.optimizer, bool(config.optimizer.ema_decay)),
+        out_shardings=places[0],
+    )
+    return start(trained), frozen

@@ -1,0 +1,154 @@
+"""A work directory: all that a run leaves, and all that answering with its model needs.
+
+    config.json   attributes.json   tokenizer/   checkpoints/   calibration.json
+    metrics.jsonl   tensorboard/   rejects.jsonl
+    eval/<split>/{metrics.json, answers.jsonl, report.html}
+
+Copy the folder, and it runs elsewhere.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moemoe_jax.errors import UserError
+
+# Settings that change how a run goes but not what comes out of it: free to change on resume.
+OPERATIONAL = (
+    "data.threads",
+    "data.prefetch",
+    "data.cache_images_mib",
+    "mesh.",
+    "train.log_every",
+    "train.samples",
+    "answer.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir:
+    """The paths of a work directory."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "WorkDir":
+        """Opens the directory of a trained model.
+
+        Raises:
+          UserError: when there is none at `path`.
+        """
+        workdir = cls(Path(path))
+        if not workdir.config.is_file():
+            near = ""
+            if workdir.path.parent.is_dir():
+                names = [p.parent.name for p in workdir.path.parent.glob("*/config.json")]
+                close = difflib.get_close_matches(workdir.path.name, names, n=1)
+                near = f"; did you mean {workdir.path.parent / close[0]}?" if close else ""
+            raise UserError(
+                f"{path} is no work directory (it has no config.json){near or '; train one first'}"
+            )
+        return workdir
+
+    @property
+    def config(self) -> Path:
+        """The settings of the run."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer."""
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def calibration(self) -> Path:
+        """What was fitted on the validation answers: calibration and thresholds."""
+        return self.path / "calibration.json"
+
+    @property
+    def rejects(self) -> Path:
+        """The list of records and images that could not be used."""
+        return self.path / "rejects.jsonl"
+
+    def evaluation(self, split: str) -> Path:
+        """The folder of an evaluation's results."""
+        return self.path / "eval" / split
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings as they were saved.
+
+        Raises:
+          UserError: when `config.json` is not JSON.
+        """
+        try:
+            return json.loads(self.config.read_text())
+        except ValueError as error:
+            raise UserError(f"{self.config} is damaged ({error}); restore it from a copy") from None
+
+    def write_attributes(self, values: Mapping[str, Mapping[str, int]]) -> None:
+        """Keeps the attributes that the model is trained on, each with its values and counts."""
+        write_atomically(self.path / "attributes.json", json.dumps(values, indent=1) + "\n")
+
+    def attributes(self) -> list[str]:
+        """The names of the attributes that the model was trained on, in the order of the data.
+
+        Raises:
+          UserError: when `attributes.json` is missing or is not JSON.
+        """
+        path = self.path / "attributes.json"
+        try:
+            return list(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); train again to write it") from None
+
+    def claim(self, config_json: str) -> bool:
+        """Makes this the directory of a run with these settings, or checks that it is.
+
+        Returns:
+          whether the directory already belonged to such a run, which then resumes.
+
+        Raises:
+          UserError: when it belongs to a run with other settings; names the first that differ.
+        """
+        if not self.config.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, config_json)
+            return False
+        saved, wanted = self.read_config(), json.loads(config_json)
+        different = [d for d in _differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
+        if different:
+            shown = ", ".join(
+                f"{path}: {old!r} there, {new!r} now" for path, old, new in different[:3]
+            )
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise UserError(
+                f"{self.path} belongs to a run with other settings ({shown}{more}); "
+                "choose another --workdir, or remove this one"
+            )
+        return True
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + f".part{os.getpid()}")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            where = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key), new.get(key), where)
+    elif old != new:
+        yield path, old, new

@@ -1,0 +1,165 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moemoe_jax.data.formats.parquet_writer import write_parquet
+from moemoe_jax.data.records import Question, Record
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import open_source
+from moemoe_jax.errors import UserError
+
+HEADER = (
+    "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,"
+    "productDisplayName\n"
+)
+
+
+class Listed:
+    name, splits = "listed", ()
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def test_fashion_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"jpeg")
+    (tmp_path / "styles.csv").write_text(
+        HEADER
+        + "1,Men,Apparel,Topwear,Shirts,Navy Blue,Fall,2011,Casual,Turtle Men Shirt\n"
+        + "2,Women,Apparel,Topwear,Tops,NA,,2012,Casual,Top, with a comma, and more\n"
+        + '3,Men,Footwear,Shoes,Sports Shoes,Red,Fall,2011,Sports,"Say ""hi"", shoe"\n'
+        + "4,Men,Footwear\n"
+        + "1,Men,Apparel,Topwear,Shirts,Navy Blue,Fall,2011,Casual,Again\n"
+    )
+    rejects = Rejects(tmp_path / "r.jsonl", 1.0)
+    source = open_source(str(tmp_path), rejects=rejects)
+    first, second, third = (source[i] for i in range(3))
+    assert len(source) == 3
+    assert first.image("image") == tmp_path.resolve() / "images" / "1.jpg"
+    assert first.attributes == {
+        "gender": "Men",
+        "subCategory": "Topwear",
+        "articleType": "Shirts",
+        "baseColour": "Navy Blue",
+        "season": "Fall",
+        "usage": "Casual",
+    }
+    assert second.text("title") == "Top, with a comma, and more"
+    assert "baseColour" not in second.attributes and "season" not in second.attributes
+    assert third.text("title") == 'Say "hi", shoe' and third.image("image") is None
+    listed = [json.loads(line) for line in rejects.path.read_text().splitlines()]
+    assert [(e["line"], e["reason"], e.get("id")) for e in listed] == [
+        (4, "missing image: images/3.jpg", "3"),
+        (5, "too few columns: 3 of 10", None),
+        (6, "duplicate id", "1"),
+    ]
+
+
+def test_fashion_needs_its_columns(tmp_path):
+    (tmp_path / "styles.csv").write_text("id,gender\n1,Men\n")
+    with pytest.raises(UserError, match="no column 'subCategory'"):
+        open_source(str(tmp_path))
+
+
+def test_wdc_pave(tmp_path):
+    offers = [
+        {
+            "id": 5,
+            "category": "Office Products",
+            "input_title": "Manila tags",
+            "input_description": "",
+            "target_scores": {
+                "Type": {
+                    "tags": {"pid": [0], "score": 1},
+                    "Shipping tags": {"pid": [1], "score": 1},
+                },
+                "Color": {"Manila": {"pid": [0], "score": 1}},
+                "Width": {"n/a": 1},
+            },
+        },
+        {"id": 6, "input_title": "x", "target_scores": {"Type": 3}},
+        {"id": 7, "input_title": "x"},
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, offers)))
+    rejects = Rejects(None, 1.0)
+    source = open_source(str(path), rejects=rejects)
+    assert len(source) == 1
+    record = source[0]
+    assert record.id == "5" and record.product_type == "Office Products"
+    assert record.sources == {"title": "Manila tags"}
+    assert record.attributes == {"Type": "tags", "Color": "Manila", "Width": None}
+    assert record.alternatives == {"Type": ("tags", "Shipping tags")}
+    assert rejects.reasons == {"wrong type": 1, "no 'target_scores'": 1}
+
+
+def test_parquet_round_trip_with_images(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8file")
+    records = [
+        Record(
+            "a",
+            {"title": "Blue", "bullets": ("one", "two"), "image": tmp_path / "a.jpg"},
+            "SHIRT",
+            "IN",
+            {"color": "blue", "sleeve": None},
+            {"color": ("blue", "navy")},
+            (Question("Which?", ("this", None)), Question("Unknown?")),
+            {"color": "both"},
+        ),
+        Record("b", {"image": b"\x00\xffbytes"}),
+        Record("c", {"title": "No picture", "image": tmp_path / "gone.jpg"}),
+    ]
+    rejects = Rejects()
+    out = tmp_path / "out" / "a.parquet"
+    assert write_parquet(Listed(records), out, rejects, rows_per_group=2) == 3
+    assert rejects.reasons == {"unreadable image": 1}
+    source = open_source(str(out))
+    assert source[0].image("image") == b"\xff\xd8file"
+    assert {**vars(source[0]), "sources": {}} == {**vars(records[0]), "sources": {}}
+    assert source[0].sources["bullets"] == ("one", "two")
+    assert source[1] == records[1]
+    assert source[2] == Record("c", {"title": "No picture"})
+
+
+def test_parquet_of_others(tmp_path):
+    """Structs instead of maps, JSON texts, numbers for ids, paths for images, bad rows."""
+    rows = {
+        "id": [1, 2, 2, None, 5],
+        "sources": [{"title": "t", "image": "a.jpg"}] * 4 + [{"title": "t", "image": "/etc/x"}],
+        "attributes": [{"color": "red", "size": None}] + [{"color": None, "size": "L"}] * 4,
+        "questions": [json.dumps([{"question": "q", "answer": "a"}])] * 5,
+    }
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table(rows), path)
+    rejects = Rejects(tmp_path / "r.jsonl", 1.0)
+    source = open_source(str(path), rejects=rejects)
+    assert [source[i].id for i in range(len(source))] == ["1", "2"]
+    assert source[0].attributes == {"color": "red"}  # a struct's null is "not known"
+    assert source[0].questions == (Question("q", ("a",)),)
+    assert source[0].image("image") == tmp_path.resolve() / "a.jpg"
+    listed = [json.loads(line) for line in rejects.path.read_text().splitlines()]
+    assert [(e["line"], e["reason"].split(":")[0]) for e in listed] == [
+        (3, "duplicate id"),
+        (4, "no id"),
+        (5, "image path leads outside the data folder"),
+    ]
+
+
+def test_parquet_that_is_none(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        open_source(str(path))
+    pq.write_table(pa.table({"id": ["a"]}), path)
+    with pytest.raises(UserError, match="no column 'sources'"):
+        open_source(str(path))

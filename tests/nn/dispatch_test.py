@@ -1,0 +1,226 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moemoe_jax.nn import dispatch
+from moemoe_jax.nn.dispatch import DISPATCHERS, capacity_tiers, combine, enqueue, mix
+from moemoe_jax.nn.routing import route
+
+D, F, E, K = 5, 7, 8, 2
+
+
+def problem(tokens, skew=0.0, seed=0):
+    """Random tokens and kernels; `skew` pulls all tokens to expert 0."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    x = jax.random.normal(keys[0], (tokens, D))
+    params = {
+        "router": jax.random.normal(keys[1], (D, E)),
+        "wi": jax.random.normal(keys[2], (E, D, F)),
+        "wo": jax.random.normal(keys[3], (E, F, D)),
+    }
+    bias = skew * jax.nn.one_hot(0, E)
+    return params, x, bias
+
+
+def moe(params, x, valid, bias=0.0, **kwargs):
+    """A mixture of relu experts, routed by x W + bias: ([T, D], dropped)."""
+    routing = route(x @ params["router"] + bias, jnp.eye(E), K)
+
+    def experts(rows, dot):
+        return dot(jax.nn.relu(dot(rows, params["wi"])), params["wo"])
+
+    return mix(experts, x, routing, valid, **kwargs)
+
+
+def slow_moe(params, x, valid, bias=0.0, kept=None):
+    """The same, one token and one choice after another."""
+    rows = []
+    for t in range(len(x)):
+        logits = x[t] @ params["router"] + bias
+        order = jnp.argsort(-logits)[:K]
+        weights = jax.nn.softmax(logits[order])
+        y = jnp.zeros(D)
+        for j in range(K):
+            if valid[t] and (kept is None or kept[t][j]):
+                expert = order[j]
+                hidden = jax.nn.relu(x[t] @ params["wi"][expert])
+                y += weights[j] * (hidden @ params["wo"][expert])
+        rows.append(y)
+    return jnp.stack(rows)
+
+
+def value_and_grad(params, x, valid, bias=0.0, **kwargs):
+    def loss(params, x):
+        y, dropped = moe(params, x, valid, bias, **kwargs)
+        return jnp.sum(jnp.sin(y)), (y, dropped)
+
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+    return outputs, gradients
+
+
+def test_queue_and_plan_by_hand():
+    # Token 0 chooses experts (1, 0), 1 is padding, 2 chooses (1, 2), 3 chooses (0, 1).
+    chosen = jnp.array([[1, 0], [1, 0], [1, 2], [0, 1]])
+    valid = jnp.array([True, False, True, True])
+    queue = enqueue(chosen, valid, 3)
+    # Expert 1 sees tokens 0, 2, 3 in that order; expert 0 sees 0, 3.
+    chex.assert_trees_all_equal(queue.position[valid], jnp.array([[0, 0], [1, 0], [1, 2]]))
+    chex.assert_trees_all_equal(queue.load, jnp.array([2, 3, 1]))
+    x = jnp.array([[1.0], [9.0], [2.0], [3.0]])
+    inputs, plan = dispatch.dispatch(x, queue, 3)
+    expected = [[1.0, 3.0, 0.0], [1.0, 2.0, 3.0], [2.0, 0.0, 0.0]]
+    chex.assert_trees_all_equal(inputs[..., 0], jnp.array(expected))
+    # Expert e multiplies by 10^e: 1 * (.5 * 10 + .5 * 1), 0, 2 * (.5 * 10 + .5 * 100), ...
+    outputs = inputs * jnp.array([1.0, 10.0, 100.0])[:, None, None]
+    y = combine(outputs, plan, jnp.full((4, 2), 0.5))
+    chex.assert_trees_all_close(y[:, 0], jnp.array([5.5, 0.0, 110.0, 16.5]))
+
+
+def test_capacity_drops_the_last_tokens_by_hand():
+    # Three valid tokens, one choice each, two experts: ceil(1.0 * 3 / 2) = 2 slots. All want 0.
+    chosen, valid = jnp.zeros((4, 1), jnp.int32), jnp.array([True, True, False, True])
+    queue = enqueue(chosen, valid, 2, 1.0)
+    chex.assert_trees_all_equal(queue.kept[:, 0], jnp.array([True, True, False, False]))
+    chex.assert_trees_all_equal(queue.load, jnp.array([2, 0]))
+
+
+def test_tiers():
+    # 2 * 128 / 8 = 32 choices per expert: 1.25 x 32 = 40, 2.5 x 32 = 80, and everything.
+    assert capacity_tiers(128, 2, 8) == (40, 80, 128)
+    # 2.5 x 64 = 160 holds more than everything.
+    assert capacity_tiers(128, 2, 4) == (80, 128)
+    assert capacity_tiers(64, 2, 8) == (64,)
+    assert capacity_tiers(100, 1, 1) == (100,)
+
+
+def test_every_back_end_is_exercised_here():
+    assert set(DISPATCHERS) == {"index", "dense", "ragged"}
+
+
+@pytest.mark.parametrize("backend", ["auto", *DISPATCHERS])
+def test_back_ends_equal_the_slow_loop_in_value_and_gradient(backend):
+    params, x, _ = problem(9)
+    valid = jnp.arange(9) != 4
+    (y, dropped), gradients = value_and_grad(params, x, valid, backend=backend)
+    expected = jax.grad(lambda p, x: jnp.sum(jnp.sin(slow_moe(p, x, valid))), (0, 1))(params, x)
+    chex.assert_trees_all_close(y, slow_moe(params, x, valid), atol=1e-5)
+    chex.assert_trees_all_close(gradients, expected, atol=1e-5)
+    assert dropped == 0.0
+
+
+@pytest.mark.parametrize(
+    # The first tokens, so many, choose experts 0 and 1; the others take turns: 32 per expert.
+    ("partial", "tier"),
+    [(0, 0), (50, 1), (128, 2)],
+)
+def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial, tier):
+    params, x, _ = problem(128)
+    params["router"] = params["router"] * 0.1
+    turn = jnp.arange(128)
+    first = jnp.where(turn < partial, 0, turn % E)
+    bias = 9.0 * (jax.nn.one_hot(first, E) + jax.nn.one_hot((first + 1) % E, E))
+    valid = turn != 7
+    load = enqueue(jnp.stack([first, (first + 1) % E], axis=1), valid, E).load.max()
+    assert sum(int(load) > size for size in capacity_tiers(128, K, E)[:-1]) == tier
+    index = value_and_grad(params, x, valid, bias, backend="index")
+    dense = value_and_grad(params, x, valid, bias, backend="dense")
+    chex.assert_trees_all_close(index, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass():
+    params, x, _ = problem(128)
+    function = functools.partial(moe, valid=jnp.ones(128, bool), backend="index")
+    _, backward = jax.vjp(lambda p, x: function(p, x)[0], params, x)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(backward)}
+    assert any(40 in shape for shape in shapes)
+    assert not any(80 in shape or (E in shape and 128 in shape and F in shape) for shape in shapes)
+
+
+@pytest.mark.parametrize("backend", DISPATCHERS)
+def test_drops_are_counted_and_contribute_nothing(backend):
+    params, x, bias = problem(16, skew=50.0)
+    valid = jnp.arange(16) < 12
+    # ceil(1.0 * 2 * 12 / 8) = 3 slots; all 12 tokens choose expert 0 first: 9 of 24 drop there.
+    logits = x @ params["router"] + bias
+    chosen = jax.lax.top_k(logits, K)[1]
+    queue = enqueue(chosen, valid, E, 1.0)
+    assert int(queue.load[0]) == 3
+    (y, dropped), gradients = value_and_grad(
+        params, x, valid, bias, backend=backend, capacity_factor=1.0
+    )
+    kept = np.asarray(queue.kept)
+    chex.assert_trees_all_close(dropped, jnp.float32(1 - kept.sum() / 24), atol=1e-6)
+    assert dropped >= 9 / 24
+    chex.assert_trees_all_close(y, slow_moe(params, x, valid, bias, kept), atol=1e-5)
+    expected = jax.grad(lambda p, x: jnp.sum(jnp.sin(slow_moe(p, x, valid, bias, kept))), (0, 1))(
+        params, x
+    )
+    chex.assert_trees_all_close(gradients, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.5, 1.1])
+@pytest.mark.parametrize("backend", DISPATCHERS)
+def test_padding_equals_compaction_in_value_and_gradient(backend, capacity_factor):
+    params, x, _ = problem(12)
+    valid = jnp.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1], bool)
+    kwargs = {"backend": backend, "capacity_factor": capacity_factor}
+    padded, (dp, dx) = value_and_grad(params, x.at[~valid].set(7.0), valid, **kwargs)
+    compact, (cp, cx) = value_and_grad(params, x[valid], jnp.ones(8, bool), **kwargs)
+    chex.assert_trees_all_close((padded[0][valid], padded[1]), compact, atol=1e-6)
+    chex.assert_trees_all_close((dp, dx[valid]), (cp, cx), atol=1e-5)
+    chex.assert_trees_all_equal(padded[0][~valid], jnp.zeros((4, D)))
+    chex.assert_trees_all_equal(dx[~valid], jnp.zeros((4, D)))
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.5])
+@pytest.mark.parametrize("backend", DISPATCHERS)
+def test_later_tokens_change_nothing_earlier(backend, capacity_factor):
+    params, x, _ = problem(10)
+    kwargs = {"backend": backend, "capacity_factor": capacity_factor}
+    valid = jnp.ones(10, bool)
+    before, _ = moe(params, x, valid, **kwargs)
+    after, _ = moe(params, x.at[6:].set(-3.0 * x[6:]), valid, **kwargs)
+    chex.assert_trees_all_close(before[:6], after[:6], atol=1e-6)
+    assert float(jnp.abs(before[6:] - after[6:]).max()) > 0.1
+
+
+@pytest.mark.parametrize("backend", DISPATCHERS)
+def test_groups_change_nothing_without_a_capacity(backend):
+    params, x, _ = problem(12)
+    valid = jnp.arange(12) != 5
+    one = value_and_grad(params, x, valid, backend=backend)
+    # 12 tokens into 8 groups: gcd(8, 12) = 4 groups of 3.
+    chex.assert_trees_all_close(
+        value_and_grad(params, x, valid, backend=backend, groups=8), one, atol=1e-5
+    )
+
+
+def test_with_a_capacity_each_group_has_its_own_queues():
+    # ceil(1.0 * 2 * 4 / 8) = 1 slot per expert and group: expert 0 keeps one token of each four.
+    params, x, bias = problem(8, skew=50.0)
+    call = functools.partial(moe, params, x, jnp.ones(8, bool), bias, capacity_factor=1.0)
+    two_groups = call(groups=2)[0]
+    halves = [
+        moe(params, half, jnp.ones(4, bool), bias, capacity_factor=1.0)[0]
+        for half in (x[:4], x[4:])
+    ]
+    chex.assert_trees_all_close(two_groups, jnp.concatenate(halves), atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [6, 128])
+@pytest.mark.parametrize("backend", DISPATCHERS)
+def test_nothing_but_padding_is_zero_with_zero_gradients(backend, tokens):
+    params, x, _ = problem(tokens)
+    outputs, gradients = value_and_grad(params, x, jnp.zeros(tokens, bool), backend=backend)
+    zeros = jax.tree.map(jnp.zeros_like, (outputs, gradients))
+    chex.assert_trees_all_equal((outputs, gradients), zeros)
+
+
+def test_an_unknown_back_end_is_refused():
+    params, x, _ = problem(4)
+    with pytest.raises(ValueError, match="unknown dispatch back end 'mail': use one of index, den"):
+        moe(params, x, jnp.ones(4, bool), backend="mail")

@@ -1,0 +1,142 @@
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from moemoe_jax.nn.params import LOGICAL_AXES, ExpertParam, RouterParam, param
+from moemoe_jax.parallel import sharding
+from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+
+ones = nnx.initializers.ones
+
+
+class Toy(nnx.Module):
+    """An embedding, a list of kernels, stacked experts, a router, a norm that fsdp cannot split."""
+
+    def __init__(self, rngs):
+        self.embedding = param(rngs, (6, 4), ones, ("vocab", "embed"))
+        self.blocks = nnx.List([param(rngs, (4, 8), ones, ("embed", "mlp")) for _ in range(2)])
+        self.square = param(rngs, (4, 4), ones, ("embed", "embed"))
+        self.experts = param(rngs, (2, 4, 8), ones, ("expert", "embed", "mlp"), kind=ExpertParam)
+        self.router = param(rngs, (4, 3), ones, ("embed", None), kind=RouterParam)
+        self.odd = param(rngs, (5,), ones, ("embed",))
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+
+
+@pytest.fixture
+def state():
+    return nnx.state(Toy(nnx.Rngs(0)))
+
+
+def test_the_table_knows_every_logical_axis():
+    assert set(sharding.LOGICAL_RULES) == LOGICAL_AXES | {"batch"}
+
+
+def test_parameters_get_the_sharding_that_the_table_says(mesh, state):
+    places = sharding.param_shardings(state, mesh)
+    expected = {
+        "embedding": PartitionSpec(None, "fsdp"),
+        "square": PartitionSpec("fsdp", None),  # an axis is used once
+        "experts": PartitionSpec("expert", "fsdp", None),
+        "router": PartitionSpec("fsdp", None),
+        "odd": PartitionSpec(None),
+    }
+    for name, spec in expected.items():
+        assert places[name].get_value().spec == spec, name
+    assert places["blocks"][1].get_value().spec == PartitionSpec("fsdp", None)
+    placed = jax.device_put(state, places)
+    shapes = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, placed)
+    assert shapes["experts"].get_value() == (1, 2, 8)
+    chex.assert_trees_all_equal(placed, state)
+
+
+def test_abstract_parameters_have_the_same_shardings(mesh, state):
+    abstract = nnx.state(nnx.eval_shape(lambda: Toy(nnx.Rngs(0))))
+    assert jax.tree.leaves(sharding.param_shardings(abstract, mesh)) == jax.tree.leaves(
+        sharding.param_shardings(state, mesh)
+    )
+
+
+def test_a_dimension_that_does_not_divide_is_replicated_and_listed(mesh, state):
+    lines = sharding.indivisible(state, mesh)
+    assert lines == ["odd: dimension 0 (embed, 5) is replicated: fsdp=2 does not divide it"]
+
+
+def test_a_leaf_without_logical_axes_is_an_error(mesh):
+    bare = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="bias has no logical axes"):
+        sharding.param_shardings(bare, mesh)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "masked", "adafactor"])
+def test_optimizer_state_lies_where_its_parameter_lies(mesh, state, name):
+    optimizer = {
+        "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
+        "sgd": optax.sgd(optax.constant_schedule(1e-3), momentum=0.9),
+        "masked": optax.adamw(1e-3, mask=jax.tree.map(lambda x: x.ndim > 1, state)),
+        "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=4),
+    }[name]
+    places = sharding.param_shardings(state, mesh)
+    by_optimizer = sharding.optimizer_shardings(optimizer, state, places, mesh)
+    moments = jax.jit(optimizer.init, out_shardings=by_optimizer)(jax.device_put(state, places))
+    assert jax.tree.structure(moments) == jax.tree.structure(optimizer.init(state))
+    found = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(moments):
+        is_moment = any(part in str(path) for part in ("mu", "nu", "trace"))
+        if is_moment and "experts" in str(path):
+            found += 1
+            assert leaf.sharding.spec == PartitionSpec("expert", "fsdp", None)
+        if "count" in str(path):
+            assert leaf.sharding.is_fully_replicated
+    assert found == {"adam": 2, "masked": 2, "sgd": 1, "adafactor": 0}[name]
+
+
+def test_a_batch_is_split_over_all_devices_or_replicated(mesh):
+    batch = {
+        "rows": np.arange(16.0).reshape(16, 1),
+        "sources": {"title": np.zeros((8, 3), np.int32), "image": np.zeros((8, 2, 2, 3), np.uint8)},
+        "question_ids": np.arange(10).reshape(5, 2),
+        "scalar": np.float32(2.0),
+    }
+    placed = sharding.place_batch(batch, mesh)
+    chex.assert_trees_all_equal(placed, batch)
+    assert placed["rows"].sharding == sharding.batch_sharding(mesh)
+    assert placed["rows"].addressable_shards[0].data.shape == (2, 1)
+    assert placed["sources"]["image"].addressable_shards[0].data.shape == (1, 2, 2, 3)
+    assert placed["sources"]["image"].dtype == jnp.uint8
+    assert placed["question_ids"].sharding.is_fully_replicated
+    assert placed["scalar"].sharding.is_fully_replicated
+    # Each device holds other rows: together they are the batch, once.
+    starts = {shard.index[0].start or 0 for shard in placed["rows"].addressable_shards}
+    assert starts == set(range(0, 16, 2))
+
+
+def test_the_table_counts_bytes_per_device(mesh, state):
+    lines = sharding.describe(state, mesh).splitlines()
+    rows = {line.split()[0]: line for line in lines}
+    assert rows["experts"].split()[-1] == "64"  # 1 * 2 * 8 float32
+    assert "(expert, fsdp, -)" in rows["experts"]
+    # embedding 6*2, blocks 2 * 2*8, square 2*4, experts 1*2*8, router 2*3, odd 5: 79 floats
+    assert rows["total"].split()[-1] == "316"
+    assert rows["blocks/1"].split()[-1] == "64"
+
+
+def test_a_step_on_the_mesh_equals_a_step_on_one_device(mesh, state):
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+
+    def loss(state, x):
+        hidden = jnp.einsum("bd,edf->bef", x @ state["square"][...], state["experts"][...])
+        return jnp.mean(jnp.tanh(hidden) ** 2)
+
+    alone = jax.value_and_grad(loss)(state, rows)
+    placed = jax.device_put(state, sharding.param_shardings(state, mesh))
+    spread = jax.jit(jax.value_and_grad(loss))(placed, sharding.place_batch(rows, mesh))
+    chex.assert_trees_all_close(jax.device_get(spread), jax.device_get(alone), atol=1e-6)

@@ -1,0 +1,239 @@
+import pathlib
+import shutil
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moemoe_jax.errors import UserError
+from moemoe_jax.nn.params import ExpertParam, param
+from moemoe_jax.parallel import sharding
+from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+from moemoe_jax.training.checkpoints import Checkpoints
+
+normal = nnx.initializers.normal(1.0)
+
+
+class Toy(nnx.Module):
+    def __init__(self, rngs, width=4):
+        self.blocks = nnx.List([param(rngs, (width, 8), normal, ("embed", "mlp"))])
+        self.experts = param(rngs, (2, 4, 8), normal, ("expert", "embed", "mlp"), kind=ExpertParam)
+        self.half = param(rngs, (4,), normal, (None,), dtype=jnp.bfloat16)
+
+
+def train_state(seed=0, width=4):
+    params = nnx.state(Toy(nnx.Rngs(seed), width))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    moments = optimizer.init(params)
+    _, moments = optimizer.update(params, moments, params)
+    return {"params": params, "optimizer": moments, "step": jnp.int32(seed)}
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_meta(tmp_path):
+    state = train_state(7)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(abstract(state)) is None
+        meta = {"data": {"next": 12}, "config": "abc"}
+        assert checkpoints.save(3, state, meta, {"f1": 0.5, "bad": float("nan")})
+        checkpoints.wait()
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, meta, step = checkpoints.restore_latest(abstract(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_dtypes(restored, state)
+    assert (step, meta["step"], meta["metrics"]) == (3, 3, {"f1": 0.5})
+    assert (meta["data"], meta["config"]) == ({"next": 12}, "abc")
+
+
+def test_a_save_in_the_background_is_not_changed_by_the_next_step(tmp_path):
+    step = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+    array = jnp.zeros((512, 512))
+    with Checkpoints(tmp_path, keep_last=5) as checkpoints:
+        for number in range(1, 4):
+            array = step(array)
+            checkpoints.save(number, {"x": array})
+            for _ in range(3):
+                array = step(array)
+        for number in range(1, 4):
+            state = checkpoints.restore(number, {"x": jax.ShapeDtypeStruct((512, 512), "float32")})
+            # Four additions in a round, saved after the first.
+            chex.assert_trees_all_equal(state.state["x"], jnp.full((512, 512), 4.0 * number - 3))
+
+
+def test_it_is_restored_onto_any_mesh(tmp_path):
+    state = {"params": nnx.state(Toy(nnx.Rngs(0)))}
+    big = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    placed = jax.device_put(state, sharding.param_shardings(state, big))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, placed)
+        for config, count in (
+            (MeshConfig(fsdp=4), 4),
+            (MeshConfig(), 1),
+            (MeshConfig(expert=2), 2),
+        ):
+            mesh = make_mesh(config, jax.devices()[:count])
+            places = sharding.param_shardings(state, mesh)
+            wanted = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places
+            )
+            restored = checkpoints.restore(1, wanted).state
+            chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(state))
+            assert jax.tree.map(lambda x: x.sharding, restored) == places
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    state = {"x": jnp.zeros(2)}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1, best_metric="f1") as checkpoints:
+        for step, f1 in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, float("nan")), (6, 0.4)):
+            checkpoints.save(step, {"x": jnp.full(2, step)}, metrics=f1 and {"f1": f1})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 5, 6]
+        assert checkpoints.best_step() == 2
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1, best_metric="f1") as checkpoints:
+        assert checkpoints.restore_best(abstract(train := {"x": jnp.zeros(2, "int32")})).step == 2
+        checkpoints.save(7, {"x": jnp.full(2, 7)}, metrics={"f1": 0.95})  # the new best
+        checkpoints.save(8, {"x": jnp.full(2, 8)})
+        checkpoints.wait()
+        assert checkpoints.steps() == [7, 8]
+        assert checkpoints.restore_best(abstract(train)).step == 7
+    del state
+
+
+def test_a_loss_is_best_when_small_and_without_metrics_the_newest_is_best(tmp_path):
+    wanted = {"x": jax.ShapeDtypeStruct((1,), "float32")}
+    with Checkpoints(tmp_path, keep_last=1, best_metric="loss", best_mode="min") as checkpoints:
+        for step, loss in ((1, 0.5), (2, 0.2), (3, 0.4)):
+            checkpoints.save(step, {"x": jnp.zeros(1)}, metrics={"loss": loss})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.best_step() == 2
+    with Checkpoints(tmp_path, best_metric="f1") as checkpoints:
+        assert checkpoints.best_step() is None
+        assert checkpoints.restore_best(wanted).step == 3
+
+
+def test_a_step_is_saved_once_and_history_does_not_go_back(tmp_path):
+    wanted = {"x": jax.ShapeDtypeStruct((1,), "float32")}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(2, {"x": jnp.zeros(1)})
+        assert not checkpoints.save(2, {"x": jnp.ones(1)})
+        assert checkpoints.restore_latest(wanted).state["x"][0] == 0.0
+        with pytest.raises(UserError, match="step 1 is older than checkpoint 2"):
+            checkpoints.save(1, {"x": jnp.zeros(1)})
+        with pytest.raises(UserError, match="no checkpoint of step 5"):
+            checkpoints.restore(5, wanted)
+
+
+def test_a_tree_that_does_not_fit_is_refused_leaf_by_leaf(tmp_path):
+    state = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4), "c": jnp.zeros(1)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        wanted = {
+            "a": jax.ShapeDtypeStruct((2, 5), "float32"),
+            "b": jax.ShapeDtypeStruct((4,), "bfloat16"),
+            "d": {"e": jax.ShapeDtypeStruct((1,), "float32")},
+        }
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore(1, wanted)
+        text = str(caught.value)
+        assert "a has shape (2, 3), not (2, 5); b is float32, not bfloat16; d/e is missing" in text
+        assert "and 1 more" in text  # c is unexpected
+        assert str(tmp_path / "1") in text
+        assert "\n" not in text
+
+
+def test_a_part_can_be_read_alone(tmp_path):
+    state = train_state(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        with Checkpoints(tmp_path, read_only=True) as reader:
+            part = {"params": state["params"]}
+            with pytest.raises(UserError, match=r"optimizer/.* is unexpected"):
+                reader.restore_latest(abstract(part))
+            restored = reader.restore_latest(abstract(part), partial=True)
+            chex.assert_trees_all_equal(restored.state, part)
+            assert reader.read_meta(1)["step"] == 1
+            with pytest.raises(UserError, match="opened to read only"):
+                reader.save(2, state)
+
+
+def files(folder, pattern):
+    return [path for path in sorted(pathlib.Path(folder).rglob(pattern)) if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["arrays", "truncated", "metadata", "meta", "empty"])
+def test_a_damaged_newest_checkpoint_is_named(tmp_path, damage):
+    state = {"x": jnp.arange(4096.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    newest = tmp_path / "2"
+    if damage == "arrays":
+        for path in [*files(newest / "state", "d/*"), *files(newest / "state", "manifest.ocdbt")]:
+            path.unlink()
+    elif damage == "truncated":
+        for path in files(newest / "state", "*"):
+            if path.parent.name == "d":
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "metadata":
+        (newest / "state" / "_METADATA").write_text("{")
+    elif damage == "meta":
+        (newest / "meta" / "metadata").unlink()
+    else:
+        for path in newest.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(abstract(state))
+        text = str(caught.value)
+        assert f"checkpoint {newest} is damaged (" in text
+        assert "delete that directory to continue from step 1" in text
+        assert "\n" not in text
+        assert checkpoints.restore(1, abstract(state)).step == 1
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
+    state = {"x": jnp.arange(3.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", unfinished)
+    (unfinished / "commit_success.txt").unlink(missing_ok=True)
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.steps() == [1]
+        assert unfinished.exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(abstract(state)).step == 1
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+    assert not unfinished.exists()
+
+
+def test_nonsense_is_refused(tmp_path):
+    with pytest.raises(UserError, match="keep_last 0"):
+        Checkpoints(tmp_path, keep_last=0)
+    with pytest.raises(UserError, match="choose max or min"):
+        Checkpoints(tmp_path, best_mode="best")
+    with pytest.raises(UserError, match="no checkpoints at"):
+        Checkpoints(tmp_path / "nowhere", read_only=True)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="a random key"):
+        checkpoints.save(1, {"key": jax.random.key(0)})
+
+
+def test_numbers_in_a_state_become_arrays(tmp_path):
+    state = {"count": 3, "rate": np.float32(0.5)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        restored = checkpoints.restore(1, {"count": np.int64(0), "rate": np.float32(0)}).state
+    assert (int(restored["count"]), float(restored["rate"])) == (3, 0.5)
