@@ -39,7 +39,7 @@ def get_config():
 
 
 def paper_recipe(config):
-    """Sets the paper's training: Adam at 1e-3, times 0.2 after epochs 6 and 9 of 10, eq 8 as it is."""
+    """Sets the paper's training: Adam at 1e-3, x 0.2 after epochs 6 and 9 of 10, eq 8 as it is."""
     optimizer = config.optimizer
     optimizer.name, optimizer.schedule = "adam", "step"
     optimizer.learning_rate, optimizer.warmup_steps = 1e-3, 0

@@ -11,11 +11,11 @@ def get_config(phase="dense"):
     config = base.get_config()
     config.data.source = "catalogue:products=4000,image_size=64"
     config.data.image_size = 64
-    config.data.text_length, config.data.answer_length = 64, 8
+    config.data.text_length, config.data.answer_length = 128, 8
     config.data.products_per_batch, config.data.questions_per_product = 32, 8
     config.data.tokenizer_vocab_size = 2000
-    config.train.epochs = 16
-    config.train.eval_every = 500
+    config.train.epochs = 5
+    config.train.eval_every = 125
     if phase == "moe":
         base.experts_only(config)
         config.train.epochs = 4

@@ -1,6 +1,6 @@
 """What the entry points share: a first line at once, and one line for a user's mistake.
 
-Exit status: 0 the whole job is done; 2 a mistake of the user's (one line on stderr); 1 anything else.
+Exit status: 0 the whole job is done; 2 a user's mistake (one line on stderr); 1 anything else.
 """
 
 from collections.abc import Callable, Sequence

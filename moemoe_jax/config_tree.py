@@ -22,8 +22,8 @@ T = TypeVar("T")
 def to_config_dict(value: Any, omit: frozenset[str] = frozenset(), path: str = ""):
     """Unfolds a dataclass instance into a ConfigDict.
 
-    A tuple of dataclasses that have a `name` becomes a ConfigDict by name, so that one of them can be
-    overridden: `--config.data.sources.text.fields=…`.
+    A tuple of dataclasses that have a `name` becomes a ConfigDict by name, so that one of them can
+    be overridden: `--config.data.sources.text.fields=…`.
 
     Args:
       value: a dataclass instance.
@@ -84,37 +84,38 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if dataclasses.is_dataclass(value):
-            return value
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path} is {value!r}, but it is a group of settings")
-        return from_mapping(hint, value, path)
+    """Builds a field's value: a group of settings, groups by name, or a plain value."""
     item = _item_dataclass(hint)
+    if not item and not dataclasses.is_dataclass(hint):
+        return _plain(value, hint, path)
+    if not item and dataclasses.is_dataclass(value):
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is {value!r}, but it is a group of settings")
     if item:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path} is {value!r}, but it is a group of settings by name")
         return tuple(from_mapping(item, v, _join(path, k), name=k) for k, v in value.items())
+    return from_mapping(hint, value, path)
+
+
+def _plain(value: Any, hint: Any, path: str) -> Any:
     if value is None:
-        if type(None) in typing.get_args(hint):
-            return None
-        raise UserError(f"{path} has no value")
+        if type(None) not in typing.get_args(hint):
+            raise UserError(f"{path} has no value")
+        return None
     hint = _optional(hint)
-    origin = typing.get_origin(hint) or hint
-    if origin is tuple:
+    kind = typing.get_origin(hint) or hint
+    if kind is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
             raise UserError(f'{path} is {value!r}; write a tuple, such as "(1, 2)"')
         inner = typing.get_args(hint)
         return tuple(_convert(v, inner[0], path) for v in value) if inner else tuple(value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict(value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+    if not isinstance(kind, type):
+        return value
+    if kind is float and type(value) is int:
         return float(value)
-    if isinstance(origin, type) and (
-        not isinstance(value, origin) or (origin is not bool and isinstance(value, bool))
-    ):
-        raise UserError(f"{path} is {value!r}; it must be of type {origin.__name__}")
-    return value
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{path} is {value!r}; it must be of type {kind.__name__}")
+    return dict(value) if issubclass(kind, Mapping) else value
 
 
 def _item_dataclass(hint: Any) -> type | None:

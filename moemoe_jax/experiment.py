@@ -1,7 +1,7 @@
 """One experiment: every setting of a run, its defaults, and how the parts depend on each other.
 
-`configs/*.py` start from `default_config()`; flags override it; `from_config_dict` builds the frozen
-dataclasses that the package works with.
+`configs/*.py` start from `default_config()`; flags override it; `from_config_dict` builds the
+frozen dataclasses that the package works with.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from moemoe_jax.training.config import InitConfig, TrainConfig
 from moemoe_jax.training.losses import LossConfig
 from moemoe_jax.training.optimizer import OptimizerConfig
 
-# What follows from `data` and the tokenizer: not settings of the model, so that nothing is said twice.
+# What follows from `data` and the tokenizer is no setting of the model: nothing is said twice.
 DERIVED = frozenset(
     {
         "model.sources",

@@ -29,7 +29,7 @@ def question_rows(config: DataConfig, products: int, distinct: int) -> int:
       distinct: how many different questions the data ask (or any larger number).
 
     Returns:
-      U: the smallest power of two that is enough, and at most P * Q.
+      U: as many rows as are needed, and at most P * Q.
 
     Raises:
       UserError: the U set by hand is too small for these data.
@@ -37,7 +37,7 @@ def question_rows(config: DataConfig, products: int, distinct: int) -> int:
     most = products * config.questions_per_product
     needed = max(1, min(most, distinct))
     if not config.distinct_questions:
-        return min(most, 1 << (needed - 1).bit_length())
+        return needed
     if config.distinct_questions < needed:
         raise UserError(
             f"data.distinct_questions is {config.distinct_questions}, but a batch of these data "

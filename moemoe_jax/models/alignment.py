@@ -1,8 +1,8 @@
 """Question-source alignment, eqs 6-7: the question's vector is pulled towards each source's.
 
-Each token of the question and of a source is projected to one number, so a text of K tokens becomes
-a vector of K; the loss of a pair is |1 − cos|. The projection has no bias: with one, constant vectors
-would make every cosine 1 and the loss trivially 0.
+Each token of the question and of a source is projected to one number, so a text of K tokens
+becomes a vector of K; the loss of a pair is |1 − cos|. The projection has no bias: with one,
+constant vectors would make every cosine 1 and the loss trivially 0.
 
 Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width.
 """
@@ -160,7 +160,7 @@ class Alignment(nnx.Module):
         sources: tuple[Encoded, ...],
         present: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Computes the loss of each source, a mean over the asked questions of products that have it.
+        """The loss of each source, a mean over the asked questions of products that have it.
 
         Args:
           question: distinct questions, tokens [U, K, D].

@@ -3,9 +3,9 @@
 The paper fuses an image I and a context C as e = α ∗ I + β ∗ C, with α and β read from the question
 at every token. Here the number of sources is free and a source may be missing: e = Σ_s w_s ∗ S_s.
 
-The fusion is linear in the sources, with one scalar per question, source and token, so e need not be
-built: T5's cross-attention projects keys and values without a norm or a bias, hence the keys of e
-are Σ_s w_s ∗ (S_s W_k). The sources are projected once per product and a question brings only its
+The fusion is linear in the sources, with one scalar per question, source and token, so e need not
+be built: T5's cross-attention projects keys and values without a norm or a bias, hence the keys of
+e are Σ_s w_s ∗ (S_s W_k). The sources are projected once per product and a question brings only its
 scalars. `Fused` is that pair; `literal` builds e, the slow and obvious way, as the oracle.
 
 Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width.
@@ -58,7 +58,7 @@ def literal(fused: Fused) -> Fused:
     )
 
 
-# --- how an image of K' tokens becomes K tokens (eq 3) ---------------------------------------------
+# --- how an image of K' tokens becomes K tokens (eq 3) --------------------------------------------
 
 
 def _tile(tokens: jax.Array, length: int) -> jax.Array:
@@ -113,7 +113,7 @@ def repeat_image(tokens: jax.Array, length: int, repeat: str) -> Encoded:
     return Encoded(IMAGE_REPEATS[repeat](tokens, length), valid)
 
 
-# --- the gate: one weight per question, source and token (eq 4) ------------------------------------
+# --- the gate: one weight per question, source and token (eq 4) -----------------------------------
 
 
 class TokenGate(nnx.Module):
@@ -202,7 +202,7 @@ def _score_layer(sources: int, width: int, rngs: nnx.Rngs) -> Linear:
     return layer
 
 
-# --- normalisation over the sources, with the missing ones masked ----------------------------------
+# --- normalisation over the sources, with the missing ones masked ---------------------------------
 
 
 def _softmax(logits: jax.Array, present: jax.Array) -> jax.Array:
@@ -231,7 +231,7 @@ def gate_weights(logits: jax.Array, present: jax.Array, norm: str) -> jax.Array:
     return GATE_NORMS[norm](logits.astype(jnp.float32), present[:, None, :, None])
 
 
-# --- which tokens of e the decoder may look at -----------------------------------------------------
+# --- which tokens of e the decoder may look at ----------------------------------------------------
 
 
 def _all_tokens(present_valid: jax.Array, is_text: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ class MoEMoE(nnx.Module):
         )
         self.lm_head = None if text.tie_word_embeddings else lm_head(text, rngs=rngs)
 
-    # --- the four steps ----------------------------------------------------------------------------
+    # --- the four steps ---------------------------------------------------------------------------
 
     def encode_question(
         self, ids: jax.Array, key: jax.Array | None = None
@@ -141,14 +141,14 @@ class MoEMoE(nnx.Module):
         """
         keys = rng.split(key, len(self.config.sources))
         encoded, stats = [], {}
-        for spec, key in zip(self.config.sources, keys, strict=True):
+        for spec, source_key in zip(self.config.sources, keys, strict=True):
             if spec.kind == "image":
-                encoded.append(self._encode_image(sources[spec.name], key))
+                encoded.append(self._encode_image(sources[spec.name], source_key))
                 continue
             table = self.context_embedding or self.decoder_embedding
             name = f"context_encoder.{spec.name}"
             text, found = self._encode_text(
-                name, self.context_encoder, table, sources[spec.name], key
+                name, self.context_encoder, table, sources[spec.name], source_key
             )
             encoded.append(text)
             stats |= found
@@ -220,7 +220,7 @@ class MoEMoE(nnx.Module):
         hidden = hidden.reshape(*inputs.shape, -1)
         return self.logits(hidden), {f"decoder/{i}": s for i, s in stats.items()}
 
-    # --- pieces of `decode`, which decoding token by token uses as well -----------------------------
+    # --- pieces of `decode`, which decoding token by token uses as well ---------------------------
 
     def embed_answer(self, inputs: jax.Array, question: jax.Array | None, first: bool) -> jax.Array:
         """Embeds int [P, Q, L]; with `first`, position 0 is the start token."""
@@ -245,7 +245,7 @@ class MoEMoE(nnx.Module):
         """Scores the vocabulary: [..., D] → float32 [..., V]."""
         return logits(hidden, self.lm_head or self.decoder_embedding)
 
-    # --- the whole ---------------------------------------------------------------------------------
+    # --- the whole --------------------------------------------------------------------------------
 
     def present(self, batch: dict) -> jax.Array:
         """Which sources each product has: bool [P, S]."""

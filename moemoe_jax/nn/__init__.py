@@ -1,1 +1,1 @@
-"""Building blocks: arrays in, arrays out. Nothing here sees a config dictionary, a file or a flag."""
+"""Building blocks: arrays in, arrays out. Nothing here sees a ConfigDict, a file or a flag."""

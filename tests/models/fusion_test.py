@@ -1,0 +1,236 @@
+import dataclasses
+import re
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moemoe_jax.models import fusion
+from moemoe_jax.models.fusion import Encoded, Fused, FusionConfig
+from moemoe_jax.models.moemoe import MoEMoE
+from moemoe_jax.nn.moe import MoEConfig
+from tests.models.tiny import MIXTURE
+
+# P = 2 products x Q = 3 questions, U = 4 distinct ones, S = 2 sources, K = 5 tokens, D = 6.
+INDEX = jnp.array([[3, 0, 0], [1, 2, 3]])
+
+
+def questions():
+    tokens = jax.random.normal(jax.random.key(0), (4, 5, 6))
+    return Encoded(tokens, jnp.arange(5) < jnp.array([[5], [2], [1], [3]]))
+
+
+def sources():
+    return jax.random.normal(jax.random.key(1), (2, 2, 5, 6))
+
+
+def gate(name):
+    """A gate whose parameters are all of order one."""
+    layer = fusion.GATES[name](2, 6, rngs=nnx.Rngs(0))
+    state = nnx.state(layer)
+    noise = nnx.Rngs(7)
+    moved = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(noise.params(), x.shape), state)
+    nnx.update(layer, moved)
+    return layer
+
+
+def test_the_papers_gate_and_fusion_by_hand():
+    layer = fusion.TokenGate(2, 2, rngs=nnx.Rngs(0))
+    layer.score.kernel[...] = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    layer.score.bias[...] = jnp.array([0.5, -0.5])
+    question = Encoded(jnp.array([[[1.0, 2.0], [3.0, -1.0]]]), jnp.array([[True, False]]))
+    stacked = jnp.array([[[[1.0, 10.0], [2.0, 20.0]], [[1.0, 1.0], [0.0, 1.0]]]])
+    logits = layer(question, jnp.array([[0]]), stacked)
+    # alpha = q_0 + 0.5, beta = 2 q_1 - 0.5, at the padded token as well.
+    chex.assert_trees_all_close(logits, jnp.array([[[[1.5, 3.5], [3.5, -2.5]]]]))
+    weights = fusion.gate_weights(logits, jnp.array([[True, True]]), "none")
+    built = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 2), bool)))
+    # e = alpha I + beta C: 1.5 (1, 10) + 3.5 (1, 1) and 3.5 (2, 20) - 2.5 (0, 1).
+    expected = jnp.array([[[[5.0, 18.5], [7.0, 67.5]]]])
+    chex.assert_trees_all_close(built.sources, expected)
+    assert built.weights is None
+
+
+def test_a_new_gate_weighs_all_sources_alike():
+    for name in ("token", "pooled", "cross", "learned"):
+        layer = fusion.GATES[name](4, 6, rngs=nnx.Rngs(0))
+        logits = layer(questions(), INDEX, jnp.concatenate([sources()] * 2, axis=1))
+        chex.assert_trees_all_close(logits, jnp.full((2, 3, 4, 5), 0.25), atol=0.15)
+
+
+@pytest.mark.parametrize("name", fusion.GATES)
+def test_every_gate_equals_loops(name):
+    layer, question, stacked = gate(name), questions(), sources()
+    got = layer(question, INDEX, stacked)
+    chex.assert_shape(got, (2, 3, 2, 5))
+    if name in ("token", "pooled", "cross"):
+        kernel, bias = np.asarray(layer.score.kernel[...]), np.asarray(layer.score.bias[...])
+    for p, q, s, k in np.ndindex(2, 3, 2, 5):
+        row = int(INDEX[p, q])
+        tokens = np.asarray(question.tokens[row])
+        real = tokens[np.asarray(question.valid[row])]
+        if name == "unit":
+            expected = 1.0
+        elif name == "learned":
+            expected = layer.logits[...][s]
+        else:
+            seen = {"token": tokens[k], "pooled": real.mean(axis=0)}.get(name)
+            if name == "cross":
+                scores = real @ np.asarray(stacked[p, s, k]) / np.sqrt(6)
+                shares = np.exp(scores - scores.max())
+                seen = shares @ real / shares.sum()
+            expected = seen @ kernel[:, s] + bias[s]
+        np.testing.assert_allclose(got[p, q, s, k], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "both", "alone"),
+    [
+        ("none", (0.0, np.log(3.0)), (0.0, np.log(3.0))),
+        ("softmax", (0.25, 0.75), (1.0, 1.0)),
+        ("sigmoid", (0.5, 0.75), (0.5, 0.75)),
+    ],
+)
+def test_a_missing_source_has_weight_zero_and_softmax_shares_it_out(norm, both, alone):
+    logits = jnp.broadcast_to(jnp.array([0.0, jnp.log(3.0)])[:, None], (4, 1, 2, 3))
+    present = jnp.array([[True, True], [True, False], [False, True], [False, False]])
+    weights = fusion.gate_weights(logits, present, norm)
+    pairs = jnp.array([both, (alone[0], 0.0), (0.0, alone[1]), (0.0, 0.0)])
+    expected = jnp.broadcast_to(pairs[:, None, :, None], (4, 1, 2, 3))
+    chex.assert_trees_all_close(weights, expected, atol=1e-6)
+
+
+def test_every_norm_is_tried_above():
+    assert set(fusion.GATE_NORMS) == {"none", "softmax", "sigmoid"}
+
+
+@pytest.mark.parametrize("norm", fusion.GATE_NORMS)
+def test_a_missing_source_has_no_gradient_and_a_product_without_any_a_finite_one(norm):
+    present = jnp.array([[True, False], [False, False]])
+    probe = jax.random.normal(jax.random.key(2), (2, 1, 2, 3))
+    logits = 50.0 * jax.random.normal(jax.random.key(3), (2, 1, 2, 3))
+    gradient = jax.grad(lambda x: jnp.sum(fusion.gate_weights(x, present, norm) * probe))(logits)
+    chex.assert_tree_all_finite(gradient)
+    chex.assert_trees_all_equal(gradient[0, :, 1], jnp.zeros((1, 3)))
+    chex.assert_trees_all_equal(gradient[1], jnp.zeros((1, 2, 3)))
+
+
+IMAGE = jnp.array([[[0.0], [8.0]]])
+
+
+@pytest.mark.parametrize(
+    ("repeat", "expected", "real"),
+    [
+        ("tile", [0, 8, 0, 8, 0, 8], 6),
+        ("interleave", [0, 0, 0, 8, 8, 8], 6),
+        # Token centres are at 1/6 ... 11/6 of a patch, patch centres at 1/2 and 3/2.
+        ("interpolate", [0, 0, 8 / 3, 16 / 3, 8, 8], 6),
+        ("pad", [0, 8, 0, 0, 0, 0], 2),
+    ],
+)
+def test_an_image_is_stretched_in_the_order_of_its_name(repeat, expected, real):
+    got = fusion.repeat_image(IMAGE, 6, repeat)
+    if repeat == "interpolate":
+        expected = np.interp((np.arange(6) + 0.5) / 3 - 0.5, [0, 1], [0, 8])
+    chex.assert_trees_all_close(got.tokens[0, :, 0], jnp.array(expected, jnp.float32), atol=1e-5)
+    chex.assert_trees_all_equal(got.valid, jnp.arange(6)[None] < real)
+
+
+def test_every_repeat_is_tried_above_and_keeps_an_image_that_fits():
+    assert set(fusion.IMAGE_REPEATS) == {"tile", "interleave", "interpolate", "pad"}
+    for repeat in fusion.IMAGE_REPEATS:
+        got = fusion.repeat_image(IMAGE, 2, repeat)
+        chex.assert_trees_all_close(got, Encoded(IMAGE, jnp.ones((1, 2), bool)))
+
+
+@pytest.mark.parametrize(
+    ("repeat", "length", "message"),
+    [
+        ("tile", 100, "data.text_length 100 is not a multiple of the 64 image tokens; set data."
+         "text_length=128, or model.fusion.image_repeat=interpolate"),
+        ("interleave", 10, "not a multiple of the 64 image tokens; set data.text_length=64"),
+        ("pad", 63, "data.text_length 63 is shorter than the 64 image tokens; set data.text_len"),
+    ],
+)  # fmt: skip
+def test_a_text_length_that_the_image_cannot_fill_is_refused(repeat, length, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fusion.check_image_length(repeat, 64, length)
+
+
+@pytest.mark.parametrize(
+    ("repeat", "length"), [("tile", 128), ("interleave", 64), ("interpolate", 7), ("pad", 65)]
+)
+def test_a_text_length_that_fits_is_accepted(repeat, length):
+    fusion.check_image_length(repeat, 64, length)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ("ones", [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
+        ("context", [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        ("union", [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]),
+    ],
+)
+def test_masks_by_hand(mask, expected):
+    # An image of three tokens and a text of two; product 1 lacks the text, product 2 both.
+    valid = jnp.broadcast_to(jnp.arange(4) < jnp.array([[3], [2]]), (3, 2, 4))
+    present = jnp.array([[True, True], [True, False], [False, False]])
+    got = fusion.fusion_valid(valid, present, (False, True), mask)
+    chex.assert_trees_all_equal(got, jnp.array(expected, bool))
+
+
+def test_every_mask_is_tried_above():
+    assert set(fusion.FUSION_MASKS) == {"ones", "context", "union"}
+
+
+def test_the_mean_of_real_tokens_by_hand():
+    tokens = jnp.array([[[1.0], [3.0], [50.0]], [[7.0], [7.0], [7.0]]])
+    valid = jnp.array([[True, True, False], [False, False, False]])
+    chex.assert_trees_all_close(fusion.mean_pool(Encoded(tokens, valid)), jnp.array([[2.0], [0.0]]))
+
+
+@pytest.mark.parametrize("field", ["gate", "gate_norm", "image_repeat", "mask", "path"])
+def test_an_unknown_name_is_refused_with_the_known_ones(field):
+    known = getattr(FusionConfig(), field)
+    with pytest.raises(ValueError, match=f"model.fusion.{field} is 'no'; choose one of .*{known}"):
+        FusionConfig(**{field: "no"})
+
+
+def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
+    # The question also steers the decoder's start and its mixture, which see [P Q, 1] rows there.
+    config = dataclasses.replace(
+        MIXTURE, moe=MoEConfig(routing_level="question", router_std=1.0), question_start=True
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+    # A token that no source fills, and a product (the last) of which nothing may be looked at.
+    valid = jnp.arange(8) < jnp.array([[8, 5, 8], [3, 8, 8], [0, 0, 0]])[..., None]
+    inputs = {
+        "sources": jax.random.normal(keys[0], (3, 2, 8, 16)),
+        "weights": jax.random.normal(keys[1], (3, 3, 2, 8)).at[1, :, 0].set(0.0),
+        "question": jax.random.normal(keys[2], (3, 3, 16)),
+    }
+    answer = jax.random.randint(keys[3], (3, 3, 4), 1, 50)
+    probe = jax.random.normal(keys[4], (3, 3, 4, 50))
+    results = []
+    for path in ("shared", "literal"):
+        fusing = FusionConfig(path=path)
+        model = MoEMoE(dataclasses.replace(config, fusion=fusing), rngs=nnx.Rngs(0))
+        graph, params, rest = nnx.split(model, nnx.PathContains("decoder"), ...)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(trained, graph=graph, rest=rest):
+            params, inputs = trained
+            fused = Fused(inputs["sources"], inputs["weights"], valid)
+            model = nnx.merge(graph, params, rest)
+            logits, stats = model.decode(fused, answer, answer > 0, inputs["question"])
+            return jnp.sum(jnp.sin(logits) * probe) + stats["decoder/1"].aux_loss
+
+        results.append(loss((params, inputs)))
+    chex.assert_tree_all_finite(results[0])
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(results[0]))
+    chex.assert_trees_all_close(*results, atol=1e-5, rtol=1e-5)
