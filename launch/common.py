@@ -4,57 +4,89 @@ Exit status: 0 the whole job is done; 2 a user's mistake (one line on stderr); 1
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import re
 import sys
 import warnings
 
 from absl import app, flags
 
+from moemoe_jax.errors import UserError
+
 USER_ERROR = 2
+_HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull", "--helpxml"}
+
+# The flags defined here belong to the entry point that asks for them: its --help shows them.
+flags.disclaim_key_flags()
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs `main(argv)` under absl; a `UserError` becomes one line and exit status 2."""
+def run(
+    main: Callable[[Sequence[str]], int | None], config: str = "", positional: bool = False
+) -> None:
+    """Runs `main(argv)` under absl; a user's mistake becomes one line and exit status 2.
+
+    Args:
+      main: what to run; may return an exit status.
+      config: the default of a flag `--config=file.py[:argument]`, whose settings
+        `--config.a.b=value` overrides; without a default there is no such flag.
+      positional: whether `main` takes arguments that are no flags.
+    """
     name = sys.argv[0].rpartition("/")[2].removesuffix(".py")
-    if not {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv):
-        print(f"{name}: starting with {' '.join(sys.argv[1:]) or 'default flags'}", flush=True)
+    argv = ["--help" if argument == "-h" else argument for argument in sys.argv]
+    helping = bool(_HELP & set(argv))
+    if helping and config:
+        flags.DEFINE_string("config", config, "Settings: file.py or file.py:argument.")
+    if not helping:
+        print(f"{name}: starting with {' '.join(argv[1:]) or 'default flags'}", flush=True)
 
     def guarded(argv: Sequence[str]) -> int:
-        from moemoe_jax.errors import UserError
-
         _quiet()
-        try:
-            if len(argv) > 1:
-                raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value")
-            return main(argv) or 0
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
-            return USER_ERROR
+        if len(argv) > 1 and not positional:
+            raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value")
+        return main(argv) or 0
 
+    parser = functools.partial(_parse, config="" if helping else config)
     try:
-        app.run(guarded)
-    except (AttributeError, KeyError) as error:
-        # What a ConfigDict says of an override whose key it does not have; it names the nearest.
-        if "config" not in repr(error).lower() and "did you mean" not in str(error).lower():
+        app.run(guarded, argv=argv, flags_parser=parser)
+    except UserError as error:
+        _fail(name, error)
+    except OSError as error:
+        if error.filename is None:
             raise
-        print(f"{name}: {_one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(USER_ERROR)
-
-
-def define_config(default: str) -> None:
-    """Defines `--config=file.py[:argument]`, whose settings `--config.a.b=value` overrides."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", default, "Settings: a file, then overrides.")
+        _fail(name, f"{error.filename}: {error.strerror}; choose another path, or make room there")
+    except SystemExit as leaving:
+        # Absl's status is 1 for a help that was asked for.
+        sys.exit(0 if helping else leaving.code)
 
 
 def define_workdir(help_text: str = "The work directory.") -> None:
     """Defines `--workdir`, which must be given."""
-    flags.DEFINE_string("workdir", None, help_text)
-    flags.mark_flag_as_required("workdir")
+    flags.DEFINE_string("workdir", None, help_text, required=True)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+def _parse(argv: Sequence[str], config: str) -> list[str]:
+    """Parses the flags, the config file first; returns what is no flag.
+
+    Raises:
+      UserError: for all that absl and ml_collections have to say.
+    """
+    try:
+        if config:
+            from launch.config_flag import define_config
+
+            argv = define_config(argv, config)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        text = " ".join(str(error).split())
+        missing = re.search(r"Flag --(\w+) must have a value", text)
+        if missing:
+            text = f"--{missing[1]} is missing; add --{missing[1]}=…"
+        raise UserError(f"{text} (--help lists the flags)") from None
+
+
+def _fail(name: str, error: Exception | str) -> None:
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR)
 
 
 def _quiet() -> None:

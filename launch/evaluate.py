@@ -25,6 +25,7 @@ flags.DEFINE_string("name", "", "The results' folder under eval/; by default fro
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    from moemoe_jax.data.pipeline import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import open_source
     from moemoe_jax.evaluation.report import format_evidence, format_table
@@ -35,13 +36,14 @@ def main(argv: Sequence[str]) -> None:
     workdir = WorkDir.open(args.workdir)
     loaded = loading.load(workdir, args.checkpoint)
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
+    check_removal(loaded.config.data, args.remove_sources)
     rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction)
-    calibrator, thresholds = evaluate.calibrate(loaded, workdir, rejects) or (None, None)
     source = (
         open_source(args.input, None, rejects)
         if args.input
         else evaluate.open_split(loaded.config, args.split, rejects)
     )
+    calibrator, thresholds = evaluate.calibrate(loaded, workdir, rejects) or (None, None)
     what = re.sub(r"[^\w.-]+", "_", args.input).strip("_") if args.input else args.split
     name = args.name or "-without-".join([what, *args.remove_sources])
     answers = evaluate.answer_source(

@@ -13,7 +13,6 @@ from absl import flags
 
 from launch import common
 
-common.define_config("configs/quickstart.py")
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
 
 
@@ -26,4 +25,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, config="configs/quickstart.py")

@@ -4,7 +4,7 @@ A dataclass is the schema and holds the defaults. `to_config_dict` unfolds it fo
 `from_mapping` builds it back and refuses what it does not know, naming the nearest key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import difflib
 import types
@@ -68,11 +68,12 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
       UserError: for an unknown key (naming the nearest), a value of the wrong type, or one that the
         dataclass itself refuses.
     """
+    _check_group(mapping, path)
     hints = typing.get_type_hints(kind)
     values = {}
     for key in mapping:
         if key not in hints:
-            raise UserError(f"{_join(path, key)} does not exist{_nearest(key, hints)}")
+            raise UserError(f"{_join(path, key)} does not exist{nearest(key, hints)}")
         values[key] = _convert(mapping[key], hints[key], _join(path, key))
     values |= derived
     try:
@@ -90,11 +91,15 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return _plain(value, hint, path)
     if not item and dataclasses.is_dataclass(value):
         return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} is {value!r}, but it is a group of settings")
+    _check_group(value, path)
     if item:
         return tuple(from_mapping(item, v, _join(path, k), name=k) for k, v in value.items())
     return from_mapping(hint, value, path)
+
+
+def _check_group(value: Any, path: str) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is {value!r}, but it is a group of settings")
 
 
 def _plain(value: Any, hint: Any, path: str) -> Any:
@@ -133,9 +138,26 @@ def _optional(hint: Any) -> Any:
     return hint
 
 
-def _nearest(key: str, known) -> str:
+def nearest(key: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown key: the known one nearest to it, or all of them."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
+
+
+def choose(file: str, name: str, known: Collection[str]) -> str:
+    """Returns a part of a config file's argument, if it is one that the file knows.
+
+    Args:
+      file: the config file, for the message.
+      name: what stands behind the file's name and a colon, or a part of it.
+      known: the names that there are.
+
+    Raises:
+      UserError: naming them all.
+    """
+    if name not in known:
+        raise UserError(f"{file} does not know {name!r}; use one of {', '.join(known)}")
+    return name
 
 
 def _join(path: str, key: str) -> str:

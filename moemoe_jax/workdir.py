@@ -110,18 +110,13 @@ class WorkDir:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); train again to write it") from None
 
-    def claim(self, config_json: str) -> bool:
-        """Makes this the directory of a run with these settings, or checks that it is.
-
-        Returns:
-          whether the directory already belonged to such a run, which then resumes.
+    def belongs_to(self, config_json: str) -> bool:
+        """Whether a run with these settings was begun here, which then resumes.
 
         Raises:
           UserError: when it belongs to a run with other settings; names the first that differ.
         """
         if not self.config.exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, config_json)
             return False
         saved, wanted = self.read_config(), json.loads(config_json)
         different = [d for d in _differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
@@ -135,6 +130,15 @@ class WorkDir:
                 "choose another --workdir, or remove this one"
             )
         return True
+
+    def claim(self, config_json: str) -> None:
+        """Makes this the directory of a run with these settings, unless it is one already.
+
+        Comes last of what a run writes before its first step: a run that fails before, for its
+        data or its settings, leaves nothing behind that a corrected one would stumble over.
+        """
+        if not self.config.exists():
+            write_atomically(self.config, config_json)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -174,7 +174,7 @@ class EvalBatches:
         process_index: int,
     ):
         config = reader.config
-        _check_removal(config, remove_sources)
+        check_removal(config, remove_sources)
         size, chunk = share.stop - share.start, config.questions_per_product
         found = survey(reader, size * chunk)
         self.products = len(found.indices)
@@ -216,7 +216,12 @@ class EvalBatches:
         return self._reader.read(int(self._record[row]), operator.itemgetter(chunk), self._remove)
 
 
-def _check_removal(config: DataConfig, remove_sources: Sequence[str]) -> None:
+def check_removal(config: DataConfig, remove_sources: Sequence[str]) -> None:
+    """Refuses to remove what is no source, or all of them.
+
+    Raises:
+      UserError: naming the sources.
+    """
     names = [source.name for source in config.sources]
     unknown = [name for name in remove_sources if name not in names]
     if unknown:

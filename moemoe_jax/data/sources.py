@@ -176,7 +176,8 @@ def _check_exists(path: Path) -> None:
     wanted = path.name
     while not folder.is_dir() and folder != folder.parent:
         folder, wanted = folder.parent, folder.name
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    entries = folder.iterdir() if folder.is_dir() else []
+    names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4) or names[:3]
     hint = (
         f"near it: {', '.join(str(folder / name) for name in near)}"

@@ -55,6 +55,7 @@ def greedy(
             weights,
             memory_valid,
             question=vectors,
+            valid=~done.reshape(*rows, 1),
         )
         logits = model.logits(hidden.reshape(*shape, -1)).astype(jnp.float32)
         best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -76,3 +77,13 @@ def greedy(
     )
     *_, ids, scores = jax.lax.while_loop(unfinished, advance, start)
     return ids, scores
+
+
+def decoded(ids: jax.Array, asked: jax.Array) -> jax.Array:
+    """Which of `greedy`'s ids [P, Q, L] a question led to, up to and with </s>: bool [P, Q, L].
+
+    That an id is not padding does not tell: a model may choose padding as any other token.
+    """
+    ends = ids == END
+    earlier = jnp.cumsum(ends, axis=-1) - ends
+    return (earlier == 0) & asked[..., None]

@@ -16,7 +16,7 @@ from moemoe_jax.evaluation.answers import ScoredAnswer, is_abstention
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.confidence import sequence_confidence
-from moemoe_jax.inference.decoding import END, greedy
+from moemoe_jax.inference.decoding import END, decoded, greedy
 from moemoe_jax.parallel.sharding import place_batch
 
 
@@ -114,5 +114,5 @@ def answer_batch(
     question, sources, _ = model.encode(batch)
     fused = model.fuse(question, index, sources, model.present(batch))
     ids, log_probs = greedy(model, fused, model.question_vectors(question, index), asked, length)
-    scores = sequence_confidence(log_probs, ids != 0, confidence)
+    scores = sequence_confidence(log_probs, decoded(ids, asked), confidence)
     return ids, scores, jnp.mean(fused.weights, axis=-1)

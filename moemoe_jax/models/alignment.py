@@ -81,37 +81,51 @@ def pair_cosines(
 
 
 def cosine_loss(
-    cosines: jax.Array, index: jax.Array, asked: jax.Array, temperature: float
+    cosines: jax.Array, index: jax.Array, asked: jax.Array, present: jax.Array, temperature: float
 ) -> jax.Array:
     """|1 − cos| of each pair (eqs 6-7): float32 [P, Q] from `cosines` [P, U]."""
-    del asked, temperature
+    del asked, present, temperature
     return jnp.abs(1.0 - jnp.take_along_axis(cosines, index, axis=1))
 
 
 def infonce_loss(
-    cosines: jax.Array, index: jax.Array, asked: jax.Array, temperature: float
+    cosines: jax.Array, index: jax.Array, asked: jax.Array, present: jax.Array, temperature: float
 ) -> jax.Array:
     """Cross-entropy of a pair against the products that are not asked its question.
 
     Products that are asked the same question share its vector, so they are no negatives; a question
-    that every product of the batch is asked has loss 0.
+    that every product of the batch is asked has loss 0. Nor is a product without the source.
+
+    Args:
+      cosines: float32 [P, U].
+      index: int [P, Q].
+      asked: bool [P, Q].
+      present: bool [P], the products that have the source.
+      temperature: what cosines are divided by.
 
     Returns:
       float32 [P, Q].
     """
     products, distinct = cosines.shape
-    shared = jnp.zeros((products, distinct), bool)
-    shared = shared.at[jnp.arange(products)[:, None], index].max(asked)
+    excluded = jnp.broadcast_to(~present[:, None], (products, distinct))
+    excluded = excluded.at[jnp.arange(products)[:, None], index].max(asked)
     logits = cosines / temperature
-    negatives = jax.nn.logsumexp(jnp.where(shared, -1e9, logits), axis=0)  # [U]
+    negatives = jax.nn.logsumexp(jnp.where(excluded, -1e9, logits), axis=0)  # [U]
     positive = jnp.take_along_axis(logits, index, axis=1)
     return jnp.logaddexp(positive, negatives[index]) - positive
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array, jax.Array, float], jax.Array]] = {
+LOSSES: dict[str, Callable[..., jax.Array]] = {
     "cosine": cosine_loss,
     "infonce": infonce_loss,
 }
+
+
+def variance(vectors: jax.Array, present: jax.Array) -> jax.Array:
+    """The variance of [P, N] over the products present, a mean over N: for the log alone."""
+    vectors = jax.lax.stop_gradient(vectors).astype(jnp.float32)
+    spread = jnp.mean(jnp.var(vectors, axis=0, where=present[:, None]))
+    return jnp.where(jnp.any(present), spread, 0.0)
 
 
 class TokenProjection(nnx.Module):
@@ -170,8 +184,8 @@ class Alignment(nnx.Module):
           present: bool [P, S].
 
         Returns:
-          float32 [S] losses (eqs 6-7), and float32 [S] variances over the batch of the sources'
-          vectors: one that tends to zero is a collapse.
+          float32 [S] losses (eqs 6-7), and float32 [S] variances of the sources' vectors over the
+          products that have them: one that tends to zero is a collapse.
         """
         config = self.config
         last = len(self.reduce) - 1
@@ -180,8 +194,9 @@ class Alignment(nnx.Module):
         for s, source in enumerate(sources):
             vector, valid = self.reduce[min(s + 1, last)](source, config.mask_padding)
             cosines = pair_cosines(q, q_valid, vector, valid)
-            pairs = LOSSES[config.loss](cosines, index, asked, config.temperature)
-            counted = (asked & present[:, s : s + 1]).astype(jnp.float32)
+            has = present[:, s]
+            pairs = LOSSES[config.loss](cosines, index, asked, has, config.temperature)
+            counted = (asked & has[:, None]).astype(jnp.float32)
             losses.append(jnp.sum(pairs * counted) / jnp.maximum(jnp.sum(counted), 1.0))
-            spreads.append(jnp.mean(jnp.var(vector.astype(jnp.float32), axis=0)))
+            spreads.append(variance(vector, has))
         return jnp.stack(losses), jnp.stack(spreads)

@@ -125,6 +125,11 @@ class MoEMoEConfig:
                 raise ValueError("model.question_start needs model.question_encoder=True")
         if self.has("image"):
             check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
+        if self.moe.routing_level == "sequence" and self.moe_layers.decoder != "none":
+            raise ValueError(
+                "model.moe.routing_level=sequence averages over a whole answer, so a decoder would "
+                "see tokens to come; use token or question, or set model.moe_layers.decoder=none"
+            )
         if self.moe.routing_level == "question":
             if self.moe_layers.question_encoder != "none" or (
                 self.moe_layers.context_encoder != "none"

@@ -256,11 +256,20 @@ class MoEMoE(nnx.Module):
     ) -> tuple[Encoded | None, tuple[Encoded, ...], Stats]:
         """Runs the encoders on a batch: the question's encoding, the sources' and statistics."""
         keys = rng.split(key, 2)
-        sources, stats = self.encode_sources(batch["sources"], keys[0])
+        sources, stats = self.encode_sources(self._texts_that_are_there(batch), keys[0])
         if not self.config.question_encoder:
             return None, sources, stats
         question, found = self.encode_question(batch["question_ids"], keys[1])
         return question, sources, stats | found
+
+    def _texts_that_are_there(self, batch: dict) -> dict[str, jax.Array]:
+        """The sources, with a text that a product lacks as padding: it takes no expert slot."""
+        sources = dict(batch["sources"])
+        for spec in self.config.sources:
+            if spec.kind == "text":
+                there = batch["source_valid"][spec.name][:, None]
+                sources[spec.name] = jnp.where(there, sources[spec.name], 0)
+        return sources
 
     def question_vectors(self, question: Encoded | None, index: jax.Array) -> jax.Array | None:
         """The mean vector of each asked question, [P, Q, D], in the compute dtype."""

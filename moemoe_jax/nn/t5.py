@@ -221,8 +221,12 @@ class T5Decoder(T5Stack):
         weights: jax.Array | None,
         memory_valid: jax.Array,
         question: jax.Array | None = None,
+        valid: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple]:
         """Decodes one more token: `embedded` [P, Q, 1, D] at `position` (int scalar, < M).
+
+        The other arguments are those of a whole answer, but for `valid`: bool [P, Q, 1], the rows
+        that are still being answered; the others take no expert slot. None is all of them.
 
         Returns:
           The hidden state [P, Q, 1, D] and the cache with this position written.
@@ -231,7 +235,7 @@ class T5Decoder(T5Stack):
         keys = jnp.arange(length)
         hidden, cache, _ = self.run(
             embedded,
-            jnp.ones(embedded.shape[:-1], bool),
+            jnp.ones(embedded.shape[:-1], bool) if valid is None else valid,
             positions=(jnp.asarray(position)[None], keys),
             mask=(keys <= position)[None, :],
             key=None,

@@ -46,8 +46,8 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
     workdir = WorkDir(_local(path))
-    resuming = workdir.claim(document)
-    data = open_data(mapping, workdir, say)
+    resuming = workdir.belongs_to(document)
+    data = open_data(mapping, workdir, resuming, say)
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
     checkpoints = Checkpoints(
@@ -58,6 +58,9 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     )
     with checkpoints, contextlib.closing(data.train):
         state, frozen, metrics = _start(config, run, data, checkpoints, resuming, say)
+        data.tokenizer.save(workdir.tokenizer)
+        workdir.write_attributes(data.train.attributes)
+        workdir.claim(document)
         say(parameter_table(run.model, config.train.trainable))
         with MetricsWriter(workdir.path, resume_step=int(state.step) or None) as writer:
             trainer = _Trainer(config, run, data, checkpoints, writer, frozen, metrics)

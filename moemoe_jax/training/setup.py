@@ -39,8 +39,15 @@ class Data:
     rejects: Rejects
 
 
-def open_data(mapping: dict[str, Any], workdir: WorkDir, say: Say) -> Data:
-    """Opens the data and the tokenizer; trains the latter where there is none yet."""
+def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Say) -> Data:
+    """Opens the data and the tokenizer; trains the latter where there is none yet.
+
+    Args:
+      mapping: the settings.
+      workdir: of the run; gets the rejects.
+      resuming: whether it has the run's tokenizer already.
+      say: prints a line.
+    """
     config = from_config_dict(mapping)
     data = config.data
     rejects = Rejects(workdir.rejects, data.max_reject_fraction)
@@ -52,9 +59,11 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, say: Say) -> Data:
         fractions=data.split_fractions,
         split_seed=data.split_seed,
     )
-    tokenizer = _tokenizer(config, workdir, sources["train"], say)
+    if resuming:
+        tokenizer = Tokenizer.load(workdir.tokenizer)
+    else:
+        tokenizer = _tokenizer(config, sources["train"], say)
     train = train_batches(sources["train"], tokenizer, data, config.train.seed, rejects=rejects)
-    workdir.write_attributes(train.attributes)
     say(
         f"data: {train.products} products, {train.questions} questions to train on "
         f"from {data.source}; tokenizer of {tokenizer.vocab_size} pieces"
@@ -64,21 +73,14 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, say: Say) -> Data:
     return Data(train, sources.get("val"), tokenizer, rejects)
 
 
-def _tokenizer(
-    config: ExperimentConfig, workdir: WorkDir, source: RecordSource, say: Say
-) -> Tokenizer:
-    if workdir.tokenizer.is_dir():
-        return Tokenizer.load(workdir.tokenizer)
+def _tokenizer(config: ExperimentConfig, source: RecordSource, say: Say) -> Tokenizer:
     if config.init.work_dir:
         # The embeddings belong to its tokens.
-        tokenizer = Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
-    elif config.data.tokenizer:
-        tokenizer = Tokenizer.load(config.data.tokenizer)
-    else:
-        say("tokenizer: training on the texts of the training split")
-        tokenizer = Tokenizer.train(corpus(source, config.data), config.data.tokenizer_vocab_size)
-    tokenizer.save(workdir.tokenizer)
-    return tokenizer
+        return Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
+    if config.data.tokenizer:
+        return Tokenizer.load(config.data.tokenizer)
+    say("tokenizer: training on the texts of the training split")
+    return Tokenizer.train(corpus(source, config.data), config.data.tokenizer_vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)

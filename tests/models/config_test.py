@@ -82,11 +82,21 @@ QUESTION_ROUTING = MoEConfig(routing_level="question")
             {"moe": QUESTION_ROUTING, "moe_layers": MoELayers(context_encoder="last")},
             "routing_level=question is for the decoder",
         ),
+        (
+            {"moe": MoEConfig(routing_level="sequence"), "moe_layers": MoELayers(decoder="last")},
+            "routing_level=sequence averages over a whole answer, .* use token or question",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(DENSE, **changes)
+
+
+def test_routing_by_the_sequence_is_for_encoders():
+    layers = MoELayers(question_encoder="all", context_encoder="all")
+    allowed = dataclasses.replace(DENSE, moe=MoEConfig(routing_level="sequence"), moe_layers=layers)
+    assert allowed.moe.routing_level == "sequence"
 
 
 def test_the_image_must_fill_the_text_length_only_where_there_is_one():

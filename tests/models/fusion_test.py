@@ -10,9 +10,8 @@ import pytest
 
 from moemoe_jax.models import fusion
 from moemoe_jax.models.fusion import Encoded, Fused, FusionConfig
-from moemoe_jax.models.moemoe import MoEMoE
 from moemoe_jax.nn.moe import MoEConfig
-from tests.models.tiny import MIXTURE
+from tests.models.tiny import MIXTURE, random_model
 
 # P = 2 products x Q = 3 questions, U = 4 distinct ones, S = 2 sources, K = 5 tokens, D = 6.
 INDEX = jnp.array([[3, 0, 0], [1, 2, 3]])
@@ -218,7 +217,7 @@ def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
     results = []
     for path in ("shared", "literal"):
         fusing = FusionConfig(path=path)
-        model = MoEMoE(dataclasses.replace(config, fusion=fusing), rngs=nnx.Rngs(0))
+        model = random_model(dataclasses.replace(config, fusion=fusing))
         graph, params, rest = nnx.split(model, nnx.PathContains("decoder"), ...)
 
         @jax.jit
@@ -233,4 +232,4 @@ def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
         results.append(loss((params, inputs)))
     chex.assert_tree_all_finite(results[0])
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(results[0]))
-    chex.assert_trees_all_close(*results, atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(*results, atol=1e-4, rtol=1e-5)  # of gradients that reach 20

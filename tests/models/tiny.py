@@ -2,10 +2,15 @@
 
 import dataclasses
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from moemoe_jax.models.build import abstract_model
 from moemoe_jax.models.config import MoELayers, MoEMoEConfig, SourceSpec
 from moemoe_jax.models.fusion import FusionConfig
+from moemoe_jax.models.moemoe import MoEMoE
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
@@ -29,6 +34,8 @@ VISION = SwinV2Config(
     pretrained_window_sizes=(0,),
     drop_path=0.0,
 )
+# For `jax.jit(compiler_options=…)`: compiles in about half the time, to a slower program.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Text alone: what a test that is not about images compiles.
 DENSE = MoEMoEConfig(
     text=TEXT,
@@ -47,6 +54,19 @@ WITH_IMAGE = dataclasses.replace(
     text_length=16,
     fusion=FusionConfig(image_repeat="tile"),
 )
+
+
+def random_model(config: MoEMoEConfig, seed: int = 0) -> MoEMoE:
+    """A model whose weights are all random and of order one; drawn by numpy: nothing compiles."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.normal(size=leaf.shape)
+        values = values * leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 1.0 + 0.1 * values
+        return jnp.asarray(values, leaf.dtype)
+
+    graph, state = nnx.split(abstract_model(config))
+    return nnx.merge(graph, jax.tree.map(draw, state))
 
 
 def batch(

@@ -1,0 +1,38 @@
+"""Runs an entry point in a process of its own, as a person does."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = "tests/launch/tiny.py"
+
+
+def environment(cache=None):
+    """One CPU device, compilers told to be quick rather than thorough, no programs of others."""
+    flags = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false"
+    )
+    kept = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if cache:
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **kept}
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+
+
+def run(module, *arguments, cache=None):
+    """Runs `python -m launch.<module>` to its end; the result holds both outputs as text."""
+    return subprocess.run(
+        command(module, *arguments),
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

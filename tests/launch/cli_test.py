@@ -1,0 +1,192 @@
+"""The command line: help at once, and a line with the remedy for every mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch.cli import ROOT, TINY, environment, run
+
+MODULES = ("evaluate", "predict", "prepare_data", "summary", "train")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A work directory after two steps of the tiny config."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run("train", f"--config={TINY}", f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def refused(done, *parts):
+    """Asserts exit status 2 and one line on stderr that holds all parts."""
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines)) == (2, 1), done.stderr
+    for part in parts:
+        assert str(part) in lines[0]
+
+
+def test_every_entry_point_is_tested():
+    files = (ROOT / "launch").glob("*.py")
+    assert {file.stem for file in files if "__main__" in file.read_text()} == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_says_what_it_does_without_heavy_imports(module):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"launch.{module}", "--help"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    source = (ROOT / "launch" / f"{module}.py").read_text()
+    first = source.removeprefix("r").removeprefix('"""').splitlines()[0]
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == first
+    assert f"python -m launch.{module}" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "absl.flags" in imported
+    assert not {"jax", "flax", "orbax.checkpoint", "tensorflow_datasets"} & imported
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [("train", ("--config", "--workdir")), ("evaluate", ("--workdir", "--split"))],
+)
+def test_help_lists_the_flags(module, flags):
+    text = run(module, "-h").stdout
+    assert all(f"  {flag}" in text for flag in flags)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_first_line_comes_before_anything_can_fail(module):
+    done = run(module, "--no_such_flag=1")
+    refused(done, f"{module}: ", "no_such_flag", "--help")
+    assert done.stdout.splitlines() == [f"{module}: starting with --no_such_flag=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--config.train.epoch=3"], ["--config.train.epoch", "did you mean epochs?"]),
+        (["--config.trian.epochs=3"], ["no trian in config", "did you mean train?"]),
+        (["--config.train.epochs.x=3"], ["config.train.epochs is a value"]),
+        (["--config.train.epochs=many"], ["--config.train.epochs=many", "'many'"]),
+        (["--config=configs/quickstrat.py"], ["no file", "did you mean configs/quickstart.py?"]),
+        (["--config=configs/quickstart.py:wide"], ["configs/quickstart.py", "dense", "moe"]),
+        (["--config=configs/table4.py:odd"], ["configs/table4.py", "'odd'", "decoder_even"]),
+        (["--config"], ["--config has no value"]),
+        (["extra"], ["'extra' is no flag", "--name=value"]),
+        (["--wrkdir=x"], ["wrkdir", "Did you mean: workdir"]),
+        (["--config.data.source=fashion:no/folder"], ["no such data: no/folder"]),
+        (["--config.data.source=fashin:folder"], ["'fashin'", "did you mean 'fashion'?"]),
+        (["--config.data.text_length=100"], ["data.text_length 100", "16 image", "=96"]),
+        (["--config.mesh.data=3"], ["mesh data=3", "there are 1"]),
+        (["--config.init.work_dir=no/run"], ["no/run is no work directory", "train one first"]),
+        (["--config.train.trainable=experts"], ["set model.moe_layers"]),
+    ],
+)
+def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
+    tmp_path, arguments, parts
+):
+    workdir = tmp_path / "run"
+    given = arguments if "--config" in arguments else [f"--config={TINY}", *arguments]
+    refused(run("train", f"--workdir={workdir}", *given), "train: ", *parts)
+    assert not (workdir / "config.json").exists()
+
+
+def test_what_must_be_given_is_asked_for_and_must_be_there(tmp_path):
+    refused(run("train"), "--workdir is missing")
+    refused(run("predict", "--workdir=x"), "is missing; add --")
+    done = run("prepare_data", "--input=no.jsonl", f"--output={tmp_path / 'new'}")
+    refused(done, "no such data: no.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("def get_config(:\n", ["line 1", "SyntaxError"]),
+        ("import os\n\ndef get_config():\n    return os.no\n", ["line 4", "AttributeError"]),
+        ("def get_config():\n    raise ValueError('pick\\none')\n", ["pick one"]),
+        ("def get_config():\n    return {}\n", ["must return a ConfigDict"]),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, text, parts):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    refused(run("train", f"--workdir={tmp_path / 'run'}", f"--config={path}"), path, *parts)
+
+
+def test_a_work_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    refused(run("train", f"--config={TINY}", f"--workdir={workdir}"), workdir, "another path")
+
+
+@pytest.mark.parametrize("module", ["evaluate", "predict"])
+def test_answering_needs_a_work_directory(tmp_path, module, trained):
+    given = [] if module == "evaluate" else ["--input=catalogue", f"--output={tmp_path}/a.jsonl"]
+    missing = trained.with_name("tinny")
+    done = run(module, f"--workdir={missing}", *given)
+    refused(done, f"{missing} is no work directory", f"did you mean {trained}?")
+
+
+def test_a_work_directory_of_other_settings_is_refused(trained):
+    arguments = [f"--config={TINY}", f"--workdir={trained}", "--config.train.seed=7"]
+    done = run("train", *arguments)
+    refused(done, trained, "train.seed: 0 there, 7 now", "choose another --workdir")
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    config = json.loads((other / "config.json").read_text())
+    config["model"]["text"]["d_ff"] = 32
+    (other / "config.json").write_text(json.dumps(config))
+    done = run("evaluate", f"--workdir={other}")
+    refused(done, "does not fit the model", "(16, 16), not (16, 32)", "use the config")
+    # The same for a model to start from.
+    start = [f"--workdir={tmp_path / 'new'}", f"--config.init.work_dir={trained}"]
+    done = run("train", f"--config={TINY}:experts", *start, "--config.model.text.d_ff=32")
+    refused(done, "init.work_dir has", "make the settings under model equal")
+
+
+@pytest.mark.parametrize(
+    ("flag", "parts"),
+    [
+        ("--split=tset", ["'tset'", "train, val, test"]),
+        ("--remove_sources=picture", ["cannot remove source 'picture'", "image, text"]),
+        ("--remove_sources=image,text", ["leaves no source"]),
+        ("--checkpoint=newest", ["'newest'", "best, last or a step"]),
+        ("--checkpoint=99", ["no checkpoint of step 99"]),
+        ("--input=no.jsonl", ["no such data: no.jsonl"]),
+    ],
+)
+def test_a_mistake_in_evaluation_is_told_before_any_work(trained, flag, parts):
+    done = run("evaluate", f"--workdir={trained}", flag)
+    refused(done, "evaluate: ", *parts)
+    assert "calibrating" not in done.stdout
+
+
+def test_predict_replaces_no_file_unasked(trained, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    output.write_text("mine")
+    given = [f"--workdir={trained}", "--input=catalogue:products=1"]
+    refused(run("predict", *given, f"--output={output}"), output, "exists", "--overwrite")
+    assert output.read_text() == "mine"
+    refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
+
+
+def test_summary_prints_a_line_an_evaluation(tmp_path):
+    folder = tmp_path / "eval" / "test"
+    folder.mkdir(parents=True)
+    metrics = {"accuracy": 0.5, "recall_at_90p": 0.25, "by_evidence": {"text": {"accuracy": 1.0}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    done = run("summary", tmp_path)
+    assert done.returncode == 0
+    cells = done.stdout.splitlines()[-1].split()
+    assert cells == [str(tmp_path), "test", "0.5000", "0.2500", "1.0000", "-", "-", "-"]
+    (folder / "metrics.json").write_text('{"accuracy": 0')
+    refused(run("summary", tmp_path), folder / "metrics.json", "evaluate again")
+    refused(run("summary", "no/run"), "no evaluation in no/run", "launch.evaluate")

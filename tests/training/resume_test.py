@@ -1,0 +1,104 @@
+"""The drill: a training is killed without warning, started again, and nobody can tell."""
+
+import json
+import re
+import signal
+import subprocess
+
+import chex
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.launch.cli import ROOT, TINY, command, environment, run
+
+STEPS = 12
+SETTINGS = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.eval_every=8",
+    "--config.train.save_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiled programs, so that three runs compile once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = run("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics(folder):
+    """The scalars of each step, without those that are measured by the clock."""
+    found = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        step = found.setdefault(entry["step"], {})
+        new = {k: v for k, v in entry.items() if not k.startswith(("speed/", "time", "step"))}
+        assert not set(step) & set(new), "a step was logged twice"
+        step |= new
+    return found
+
+
+def checkpoints(folder):
+    path = folder / "checkpoints"
+    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()) if path.is_dir() else []
+
+
+def arrays(folder):
+    """All arrays of the last checkpoint, read without any of the project's code."""
+    place = folder / "checkpoints" / str(STEPS) / "state"
+    return ocp.PyTreeCheckpointer().restore(place)
+
+
+def kill_between_checkpoints(folder, cache):
+    """Starts a training and kills it once it has a checkpoint and has gone on from there."""
+    job = subprocess.Popen(
+        command("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS),
+        cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for line in job.stdout:
+            step = re.match(r"train (\d+)/", line)
+            # Past step 6 and its checkpoint; the evaluation at step 8 is still to come.
+            if step and int(step[1]) > 6 and checkpoints(folder):
+                break
+            assert not step or int(step[1]) < STEPS, "it was over before it was killed"
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    return job.returncode
+
+
+def test_a_killed_training_ends_bit_for_bit_as_an_unbroken_one(unbroken, cache, tmp_path):
+    killed = tmp_path / "killed"
+    assert kill_between_checkpoints(killed, cache) == -signal.SIGKILL
+    reached = checkpoints(killed)
+    assert reached and reached[-1] < STEPS
+
+    done = run("train", f"--config={TINY}", f"--workdir={killed}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    resumed = int(re.search(rf"resuming at step (\d+) of {STEPS}", done.stdout)[1])
+    assert reached[-1] <= resumed < STEPS  # a save that was under way may have become whole
+
+    expected, found = arrays(unbroken), arrays(killed)
+    assert len(expected["params"]) > 0 and int(found["step"]) == STEPS
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal_dtypes(found, expected)
+    assert metrics(killed) == metrics(unbroken)
+    assert set(metrics(killed)) == set(range(1, STEPS + 1))
+    assert (killed / "config.json").read_text() == (unbroken / "config.json").read_text()
+
+
+def test_a_finished_training_is_left_as_it_is(unbroken, cache):
+    before = {p: p.stat().st_mtime_ns for p in (unbroken / "checkpoints").rglob("*") if p.is_file()}
+    done = run("train", f"--config={TINY}", f"--workdir={unbroken}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert f"all {STEPS} steps are done" in done.stdout
+    after = {p: p.stat().st_mtime_ns for p in (unbroken / "checkpoints").rglob("*") if p.is_file()}
+    assert before == after
