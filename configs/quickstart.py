@@ -6,13 +6,17 @@
 
 from configs import base
 
+VARIANTS = ("dense", "moe")
+
 
 def get_config(phase="dense"):
     config = base.get_config()
     config.data.source = "catalogue:products=4000,image_size=64"
     config.data.image_size = 64
     config.data.text_length, config.data.answer_length = 128, 8
-    config.data.products_per_batch, config.data.questions_per_product = 32, 8
+    # A pooled question gives one weight a source: it need not be padded to the length of a text.
+    config.data.question_length, config.model.fusion.gate = 16, "pooled"
+    config.data.products_per_batch, config.data.questions_per_product = 16, 10
     config.data.tokenizer_vocab_size = 2000
     config.train.epochs = 5
     config.train.eval_every = 125

@@ -11,6 +11,7 @@ import warnings
 
 from absl import app, flags
 
+from launch import process
 from moemoe_jax.errors import UserError
 
 USER_ERROR = 2
@@ -31,6 +32,7 @@ def run(
         `--config.a.b=value` overrides; without a default there is no such flag.
       positional: whether `main` takes arguments that are no flags.
     """
+    process.prepare()
     name = sys.argv[0].rpartition("/")[2].removesuffix(".py")
     argv = ["--help" if argument == "-h" else argument for argument in sys.argv]
     helping = bool(_HELP & set(argv))

@@ -28,6 +28,7 @@ DERIVED = frozenset(
     {
         "model.sources",
         "model.text_length",
+        "model.question_length",
         "model.image_mean",
         "model.image_std",
         "model.text.vocab_size",
@@ -88,6 +89,7 @@ def from_config_dict(
         "model",
         sources=tuple(SourceSpec(s.name, s.kind) for s in data.sources),
         text_length=data.text_length,
+        question_length=data.question_tokens,
         image_mean=data.image_mean,
         image_std=data.image_std,
     )

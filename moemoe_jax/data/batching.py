@@ -3,8 +3,8 @@
 A question asked of many products is in the batch once: `question_ids` is the table of the distinct
 ones, in the order in which they first occur, and `question_index` points into it.
 
-Shapes: P products, Q questions a product, U rows of the question table, K source and question
-tokens, L answer tokens, S image side.
+Shapes: P products, Q questions a product, U rows of the question table, J question tokens,
+K source tokens, L answer tokens, S image side.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def collate(
         one behind the other.
 
     Returns:
-      question_ids: int32 [U, K], pad 0 behind `</s>`; unused rows are all pad.
+      question_ids: int32 [U, J], pad 0 behind `</s>`; unused rows are all pad.
       question_index: int32 [P, Q], row of the table plus `first_row`; `first_row` where there is
         no question.
       question_valid: bool [P, Q].
@@ -103,7 +103,7 @@ def collate(
         for name, value in product.sources.items():
             _fill(sources[name][p], value)
             source_valid[name][p] = True
-    question_ids = np.zeros((rows, config.text_length), np.int32)
+    question_ids = np.zeros((rows, config.question_tokens), np.int32)
     for question, row in table.items():
         ids = reader.question_ids(question)
         question_ids[row, : len(ids)] = ids

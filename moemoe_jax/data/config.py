@@ -97,7 +97,9 @@ class DataConfig:
       source, eval_source: which records, as a reader's spec; an empty eval_source splits `source`.
       val_fraction, test_fraction, split_seed: shares of the records, by hash of their ids.
       sources: the sources of evidence, in the model's order.
-      text_length: K, the padded length of text sources and of questions, in tokens.
+      text_length: K, the padded length of text sources, in tokens.
+      question_length: J, that of questions; 0 takes K, which the token gate needs, as it reads a
+        weight for each of the K source tokens from the question. Other gates need no padding.
       answer_length: L, the padded length of answers, in tokens, `</s>` included.
       question_template: how an attribute is asked; `{attribute}` stands for its name.
       question_templates: templates for single attributes, by name.
@@ -128,6 +130,7 @@ class DataConfig:
     split_seed: int = 0
     sources: tuple[SourceConfig, ...] = DEFAULT_SOURCES
     text_length: int = 128
+    question_length: int = 0
     answer_length: int = 16
     question_template: str = "{attribute}"
     question_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -163,6 +166,11 @@ class DataConfig:
         self._check_sources()
         self._check_questions()
         self._check_numbers()
+
+    @property
+    def question_tokens(self) -> int:
+        """J, the padded length of questions."""
+        return self.question_length or self.text_length
 
     @property
     def split_fractions(self) -> dict[str, float]:
@@ -209,6 +217,11 @@ class DataConfig:
         for name in ("text_length", "answer_length"):
             value = getattr(self, name)
             _require(value >= 2, f"data.{name} is {value}: a token and </s> need at least 2")
+        _require(
+            self.question_length == 0 or 2 <= self.question_length <= self.text_length,
+            f"data.question_length is {self.question_length}: give 2 to {self.text_length} "
+            "(data.text_length) tokens, or 0 for that many",
+        )
         for name in ("questions_per_product", "products_per_batch", "image_size"):
             value = getattr(self, name)
             _require(value >= 1, f"data.{name} is {value}: must be at least 1")

@@ -96,8 +96,8 @@ class ProductReader:
                 self._image(_Lazy(self.source, index, record), source, False, None)
 
     def question_ids(self, text: str) -> np.ndarray:
-        """Returns a question's tokens, int32 [N <= K]."""
-        return self._short_text("question", text, self.config.text_length)
+        """Returns a question's tokens, int32 [N <= J]."""
+        return self._short_text("question", text, self.config.question_tokens)
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""

@@ -154,6 +154,12 @@ class MeanPool(nnx.Module):
         return vectors, jnp.ones(vectors.shape, bool)
 
 
+def _stretch(question: Encoded, source: Encoded) -> Encoded:
+    """Pads the J tokens of the questions to the K of a source."""
+    missing = ((0, 0), (0, source.valid.shape[1] - question.valid.shape[1]))
+    return Encoded(jnp.pad(question.tokens, (*missing, (0, 0))), jnp.pad(question.valid, missing))
+
+
 REDUCTIONS: dict[str, type[nnx.Module]] = {"token_linear": TokenProjection, "mean_pool": MeanPool}
 
 
@@ -177,7 +183,7 @@ class Alignment(nnx.Module):
         """The loss of each source, a mean over the asked questions of products that have it.
 
         Args:
-          question: distinct questions, tokens [U, K, D].
+          question: distinct questions, tokens [U, J <= K, D].
           index: int [P, Q], which of them a product is asked.
           asked: bool [P, Q], False for padding questions.
           sources: S encodings of [P, K, D], stretched to K tokens.
@@ -189,7 +195,7 @@ class Alignment(nnx.Module):
         """
         config = self.config
         last = len(self.reduce) - 1
-        q, q_valid = self.reduce[0](question, config.mask_padding)
+        q, q_valid = self.reduce[0](_stretch(question, sources[0]), config.mask_padding)
         losses, spreads = [], []
         for s, source in enumerate(sources):
             vector, valid = self.reduce[min(s + 1, last)](source, config.mask_padding)

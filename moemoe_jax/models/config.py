@@ -89,7 +89,8 @@ class MoEMoEConfig:
       share_embeddings: "all": one token table; "context_decoder": the question encoder has its
         own (T5's tie for the rest); "none": three tables.
       sources: the sources, in the order of the fusion. Filled in from `data.sources`.
-      text_length: K, tokens of each text source, question and of e. From `data.text_length`.
+      text_length: K, tokens of each text source and of e. From `data.text_length`.
+      question_length: J, tokens of a question; 0 = K. From `data.question_length`.
       image_mean: of the pixels in 0..1 per channel, and `image_std`. From `data`.
     """
 
@@ -104,6 +105,7 @@ class MoEMoEConfig:
     share_embeddings: str = "context_decoder"
     sources: tuple[SourceSpec, ...] = (SourceSpec("image", "image"), SourceSpec("text", "text"))
     text_length: int = 128
+    question_length: int = 0
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -115,6 +117,12 @@ class MoEMoEConfig:
             )
         if not self.sources:
             raise ValueError("data.sources is empty; name at least one source")
+        if self.has("image"):
+            check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
+        self._check_question()
+        self._check_routing()
+
+    def _check_question(self):
         if not self.question_encoder:
             if self.fusion.gate != "unit":
                 raise ValueError(
@@ -123,17 +131,29 @@ class MoEMoEConfig:
                 )
             if self.question_start:
                 raise ValueError("model.question_start needs model.question_encoder=True")
-        if self.has("image"):
-            check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
-        if self.moe.routing_level == "sequence" and self.moe_layers.decoder != "none":
+        if self.question_length not in (0, self.text_length):
+            # Both read the question at every one of the K positions.
+            reader = {
+                "model.fusion.gate=token": self.fusion.gate == "token",
+                "model.alignment.mask_padding=False": not self.alignment.mask_padding,
+            }
+            for setting, used in reader.items():
+                if used and self.question_encoder:
+                    raise ValueError(
+                        f"{setting} needs questions as long as the sources, "
+                        f"but data.question_length is {self.question_length}; set it to 0, or "
+                        "change the former"
+                    )
+
+    def _check_routing(self):
+        level, layers = self.moe.routing_level, self.moe_layers
+        if level == "sequence" and layers.decoder != "none":
             raise ValueError(
                 "model.moe.routing_level=sequence averages over a whole answer, so a decoder would "
                 "see tokens to come; use token or question, or set model.moe_layers.decoder=none"
             )
-        if self.moe.routing_level == "question":
-            if self.moe_layers.question_encoder != "none" or (
-                self.moe_layers.context_encoder != "none"
-            ):
+        if level == "question":
+            if layers.question_encoder != "none" or layers.context_encoder != "none":
                 raise ValueError(
                     "model.moe.routing_level=question is for the decoder: the encoders run before "
                     "question and product meet; set model.moe_layers.*_encoder=none"

@@ -15,7 +15,10 @@ from moemoe_jax.nn import rng, windows
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import param
 
-KERNEL_INIT = nnx.initializers.truncated_normal(0.02)
+# A norm follows every sublayer, so the scale of a kernel only sets how fast its direction turns.
+# The published 0.02 is right at widths of 768; a narrow model trained from scratch learns far
+# faster with a scale that follows the width.
+KERNEL_INIT = nnx.initializers.lecun_normal()
 MAX_LOGIT_SCALE = math.log(100.0)  # of the cosines: a temperature of at least 0.01
 BIAS_HIDDEN = 512  # hidden width of the position network
 BIAS_PEAK = 16.0  # position biases lie in (0, 16)

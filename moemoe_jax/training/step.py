@@ -105,7 +105,7 @@ def make_train_step(
     def step(state: TrainState, frozen: Tree, batch: dict):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics = gradients(state.params, frozen, batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss/total"])
 
         def update():

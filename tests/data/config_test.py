@@ -20,6 +20,7 @@ def test_defaults_are_sound_and_lists_become_tuples():
         ({"attributes": "colour"}, "give a tuple"),
         ({"attributes": ("a", "a")}, "names one twice"),
         ({"text_length": 1}, "text_length is 1"),
+        ({"text_length": 16, "question_length": 17}, "question_length is 17: give 2 to 16"),
         ({"answer_length": 1}, "answer_length is 1"),
         ({"questions_per_product": 0}, "questions_per_product is 0"),
         ({"context_includes_question": True}, "set it to 1"),

@@ -389,6 +389,7 @@ def test_bad_images_are_rejected_once_and_the_product_keeps_its_other_sources(to
 def test_the_question_table_is_as_small_as_the_data_allow(tokenizer):
     # 4 products * 3 questions, but only 4 different questions.
     assert next(train(tokenizer))["question_ids"].shape == (4, 60)
+    assert next(train(tokenizer, question_length=12))["question_ids"].shape == (4, 12)
     records = [product(i, questions=(Question(f"What is {i}?", ("x",)),)) for i in range(9)]
     source = ListSource(records)
     assert train(tokenizer, source=source).rows == 12  # at most P * Q

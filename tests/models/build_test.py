@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from moemoe_jax.models.build import abstract_model, create_model
-from moemoe_jax.models.moemoe import MoEMoE
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
 from tests.models.tiny import MIXTURE
@@ -37,12 +36,12 @@ def test_parameters_are_made_where_the_table_puts_them(spread):
 
 
 def test_the_values_depend_on_the_seed_alone(spread):
-    # As the model makes them by itself, on one device.
-    alone = MoEMoE(MIXTURE, rngs=nnx.Rngs(params=jax.random.key(3)))
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    alone = create_model(MIXTURE, 3, one)
     chex.assert_trees_all_close(
         jax.device_get(nnx.state(spread)), jax.device_get(nnx.state(alone)), atol=1e-6
     )
-    other = create_model(MIXTURE, 4, make_mesh(MeshConfig(data=8)))
+    other = create_model(MIXTURE, 4, one)
     tables = (np.asarray(model.decoder_embedding.table[...]) for model in (spread, other))
     assert not np.any(next(tables) == next(tables))
 

@@ -40,7 +40,7 @@ SHARED = (
 def forward(model, data):
     """The outputs of a batch, compiled."""
     graph, params = nnx.split(model)
-    return jax.jit(lambda params: nnx.merge(graph, params)(data))(params)
+    return jax.jit(lambda params: nnx.merge(graph, params)(data), compiler_options=QUICK)(params)
 
 
 def value_and_gradient(model):

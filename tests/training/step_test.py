@@ -27,10 +27,10 @@ CROSS_ENTROPY = LossConfig(align_weight=0.0, aux_weight=0.0)
 def trainer(
     config=MIXTURE,
     optimizer=SGD,
-    loss=LossConfig(),
+    loss=None,
     trainable="all",
     ema=0.0,
-    **options,  # noqa: B008
+    **options,
 ):
     """A compiled step, the state before it and the frozen parameters."""
     graph, trained, frozen = split_trainable(random_model(config), trainable)
@@ -38,7 +38,7 @@ def trainer(
         graph,
         optimizer,
         lambda step: jnp.asarray(step, jnp.float32),
-        loss,
+        loss or LossConfig(),
         ema_decay=ema,
         **{"seed": 0} | options,
     )
