@@ -6,7 +6,7 @@ from moemoe_jax.experiment import default_config
 def get_config():
     """A MoEMoE small enough to train from random values on a few cores.
 
-    The recipe is a practical one: AdamW, warm-up, cosine decay, clipping, and a moving average of
+    The recipe is a practical one: Muon, warm-up, cosine decay, clipping, and a moving average of
     the parameters for answering. `paper_recipe` has the paper's.
     """
     config = default_config()
@@ -30,8 +30,8 @@ def get_config():
     config.model.moe.num_experts, config.model.moe.top_k = 8, 2
 
     optimizer = config.optimizer
-    optimizer.name, optimizer.schedule = "adamw", "cosine"
-    optimizer.learning_rate, optimizer.warmup_steps = 1e-3, 100
+    optimizer.name, optimizer.schedule = "muon", "cosine"
+    optimizer.learning_rate, optimizer.warmup_steps = 2e-3, 100
     optimizer.weight_decay, optimizer.clip_norm = 0.01, 1.0
     optimizer.b2, optimizer.ema_decay = 0.98, 0.998
     config.loss.align_weight = 0.1

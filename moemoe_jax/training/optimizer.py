@@ -15,11 +15,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.parallel.sharding import path_name
 
-OPTIMIZERS = ("adamw", "adam", "adafactor", "sgd")
+OPTIMIZERS = ("adamw", "adam", "adafactor", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 
 # Rank-two parameters that are spared: gains and tables are no matrices, and the small network that
@@ -33,7 +34,8 @@ class OptimizerConfig:
 
     Attributes:
       name: adamw, adam (no decay), adafactor (factored second moments, steps scaled by the RMS of
-        the parameter) or sgd (with momentum `b1`).
+        the parameter), muon (matrices move by their orthogonalised momentum, at Adam's usual RMS;
+        all else by Adam; learns fastest from random values) or sgd (with momentum `b1`).
       learning_rate: the peak.
       schedule: constant, cosine or linear (to `end_factor` at the last step), rsqrt
         (sqrt(warmup_steps / t)), or step (times `step_factor` after each of `step_epochs`).
@@ -164,9 +166,42 @@ def decay_mask(params: Any, decay_embeddings: bool = False) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), [decays(*leaf) for leaf in leaves])
 
 
-def _rule(config: OptimizerConfig) -> optax.GradientTransformation:
+def _muon_dimensions(params: Any) -> Any:
+    """A tree like `params`: (in, out) of each matrix that Muon orthogonalises, None elsewhere.
+
+    Stacked matrices (`layers`, `expert`) are taken one by one. Tables of tokens, heads over the
+    vocabulary and convolutions are left to Adam.
+    """
+
+    def of(decays: bool, variable: nnx.Variable) -> contrib.MuonDimensionNumbers | None:
+        axes = [a for a in variable.get_metadata()["logical_axes"] if a not in ("layers", "expert")]
+        matrix = decays and len(axes) == 2 and "vocab" not in axes
+        return contrib.MuonDimensionNumbers(-2, -1) if matrix else None
+
+    variables = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    decaying = jax.tree.leaves(decay_mask(params))
+    found = [of(*pair) for pair in zip(decaying, variables, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def _muon(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
+    dimensions = _muon_dimensions(params)
+    rule = contrib.muon(
+        1.0,
+        consistent_rms=0.2,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        muon_weight_dimension_numbers=lambda _: dimensions,
+    )
+    return optax.chain(rule, optax.scale(-1.0))  # sign and rate are `make_optimizer`'s
+
+
+def _rule(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
     if config.name in ("adamw", "adam"):
         return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.name == "muon":
+        return _muon(config, params)
     if config.name == "sgd":
         return optax.trace(decay=config.b1) if config.b1 else optax.identity()
     # Adafactor (arXiv 1804.04235) in the order of its Algorithm 4, without momentum.
@@ -196,7 +231,7 @@ def make_optimizer(
     """
     schedule = make_schedule(config, total_steps, steps_per_epoch)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(_rule(config))
+    parts.append(_rule(config, params))
     if config.weight_decay:
         mask = decay_mask(params, config.decay_embeddings)
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))

@@ -107,7 +107,7 @@ def test_clipping_is_by_the_global_norm():
         np.testing.assert_allclose([updates["a"][0], updates["b"][0]], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor", "muon", "sgd"])
 def test_every_rule_descends(name):
     config = OptimizerConfig(
         name=name, learning_rate=0.05, weight_decay=0.0 if name == "adam" else 0.01, clip_norm=0.0
@@ -174,3 +174,25 @@ def test_a_warm_up_as_long_as_the_training_is_refused():
         make_schedule(OptimizerConfig(warmup_steps=10), 10, 1)
     with pytest.raises(UserError, match="nothing to train"):
         make_schedule(OptimizerConfig(), 0, 1)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam():
+    config = OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=0.0)
+    trained = params()
+    optimizer, _ = make_optimizer(config, trained, 100, 10)
+    gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), trained)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(trained), trained)
+    # Orthogonal up to scale: all singular values of a 3 x 4 update are about sqrt(4) * 0.2 * lr.
+    for name in ("kernel", "experts"):
+        for update, gradient in zip(
+            jnp.reshape(updates[name][...], (-1, 3, 4)),
+            jnp.reshape(gradients[name][...], (-1, 3, 4)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(jnp.linalg.svd(update)[1], 0.04, rtol=0.35)
+            assert jnp.sum(update * gradient) < 0
+    # Adam's first step is the sign of the gradient, at one size for all entries.
+    for name in ("embedding", "head", "bias", "relative_bias", "logit_scale", "expert_bias"):
+        step, gradient = updates[name][...], gradients[name][...]
+        np.testing.assert_array_equal(jnp.sign(step), -jnp.sign(gradient))
+        np.testing.assert_allclose(jnp.abs(step), jnp.abs(step).max(), rtol=1e-3)
