@@ -34,8 +34,14 @@ def flatten(tree: Any) -> dict[str, Any]:
         tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
     ):
         name = "/".join(_key(entry) for entry in path)
-        # A variable is a box around one array: its own level would only lengthen the names.
-        leaf = jax.tree.leaves(node)[0] if isinstance(node, nnx.Variable) else node
+        leaf = node
+        if isinstance(node, nnx.Variable):
+            # A box around one array, whose own level would only lengthen the name; or around
+            # nothing, where an optimizer leaves a parameter to another rule.
+            held = jax.tree.leaves(node)
+            if not held:
+                continue
+            (leaf,) = held
         if name in named:
             raise ValueError(f"two leaves of the tree are named {name}")
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):

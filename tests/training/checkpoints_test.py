@@ -53,6 +53,20 @@ def test_a_state_comes_back_bit_for_bit_with_its_meta(tmp_path):
     assert (meta["data"], meta["config"]) == ({"next": 12}, "abc")
 
 
+def test_a_state_of_several_rules_comes_back(tmp_path):
+    # Each rule of a partition holds nothing for the other's parameters.
+    params = nnx.state(Toy(nnx.Rngs(0)))
+    labels = jax.tree.map(lambda x: "sgd" if x.ndim == 1 else "adam", params)
+    rules = {"adam": optax.adam(1e-3), "sgd": optax.sgd(1e-3, momentum=0.9)}
+    state = optax.partition(rules, labels).init(params)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"optimizer": state}, {})
+        checkpoints.wait()
+        restored = checkpoints.restore_latest(abstract({"optimizer": state})).state["optimizer"]
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(restored, state)
+
+
 def test_a_save_in_the_background_is_not_changed_by_the_next_step(tmp_path):
     step = jax.jit(lambda x: x + 1.0, donate_argnums=0)
     array = jnp.zeros((512, 512))
