@@ -16,8 +16,8 @@ def get_config(phase="dense"):
     config = base.get_config()
     config.data.source = "catalogue:products=5000,image_size=64"
     config.data.image_size = 64
-    # Texts take 90 to 127 tokens and the image's 64 are tiled: their last copy lies on padding, where
-    # no text is mixed in, and small details are learned from there.
+    # Texts take 90 to 127 tokens and the image's 64 are tiled: their last copy lies on padding,
+    # where no text is mixed in, and small details are learned from there.
     config.data.text_length, config.data.answer_length = 192, 8
     # A pooled question gives one weight a source: it need not be padded to the length of a text.
     config.data.question_length, config.model.fusion.gate = 16, "pooled"
