@@ -95,6 +95,7 @@ def shrink(config, source, tokenizer):
     vision.pretrained_window_sizes = (0, 0)
     data.source = source if data.source.startswith("fashion") else "catalogue:products=8"
     data.image_size, data.text_length, data.answer_length = 16, 8, 4
+    data.question_length = min(data.question_length, 4)
     data.tokenizer = tokenizer
     data.products_per_batch, data.threads, data.val_fraction = 4, 0, 0.0
     data.questions_per_product = min(data.questions_per_product, 2)
