@@ -112,9 +112,9 @@ def optimizer_shardings(
 ) -> Any:
     """Gives the optimizer state the sharding of the parameter that each part belongs to.
 
-    A part of the state that has the tree structure of `params` (Adam's moments, a trace) gets the
-    sharding of each parameter where the shapes are equal. All else is replicated: counters, and
-    the row and column statistics of Adafactor, which are small.
+    An array of the state belongs to a parameter if its path ends in the parameter's (Adam's and
+    Muon's moments, a trace) and the shapes are equal. All else is replicated: counters, and the
+    row and column statistics of Adafactor, which are small.
 
     Args:
       optimizer: whose `init(params)` makes the state; only its shapes are computed here.
@@ -125,23 +125,20 @@ def optimizer_shardings(
     Returns:
       A tree like `optimizer.init(params)` with a NamedSharding for each array.
     """
-    structure = jax.tree.structure(params)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
-    of_params = jax.tree.leaves(shardings)
+    named = jax.tree_util.tree_leaves_with_path(params)
+    places = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(named, jax.tree.leaves(shardings), strict=True)
+    }
 
-    def like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = places.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
 
-    def place(node: Any) -> Any:
-        if not like_params(node):
-            return replicated(mesh)
-        places = [
-            sharding if leaf.shape == shape else replicated(mesh)
-            for leaf, shape, sharding in zip(jax.tree.leaves(node), shapes, of_params, strict=True)
-        ]
-        return jax.tree.unflatten(structure, places)
-
-    return jax.tree.map(place, jax.eval_shape(optimizer.init, params), is_leaf=like_params)
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -35,7 +35,7 @@ class OptimizerConfig:
     Attributes:
       name: adamw, adam (no decay), adafactor (factored second moments, steps scaled by the RMS of
         the parameter), muon (matrices move by their orthogonalised momentum, at Adam's usual RMS;
-        all else by Adam; learns fastest from random values) or sgd (with momentum `b1`).
+        all else by Adam) or sgd (with momentum `b1`).
       learning_rate: the peak.
       schedule: constant, cosine or linear (to `end_factor` at the last step), rsqrt
         (sqrt(warmup_steps / t)), or step (times `step_factor` after each of `step_epochs`).

@@ -76,12 +76,16 @@ def test_a_leaf_without_logical_axes_is_an_error(mesh):
         sharding.param_shardings(bare, mesh)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "masked", "adafactor"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "masked", "parted", "adafactor"])
 def test_optimizer_state_lies_where_its_parameter_lies(mesh, state, name):
     optimizer = {
         "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
         "sgd": optax.sgd(optax.constant_schedule(1e-3), momentum=0.9),
         "masked": optax.adamw(1e-3, mask=jax.tree.map(lambda x: x.ndim > 1, state)),
+        "parted": optax.partition(
+            {"adam": optax.adam(1e-3), "sgd": optax.sgd(1e-3)},
+            jax.tree.map(lambda x: "adam" if x.ndim > 1 else "sgd", state),
+        ),
         "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=4),
     }[name]
     places = sharding.param_shardings(state, mesh)
@@ -96,7 +100,7 @@ def test_optimizer_state_lies_where_its_parameter_lies(mesh, state, name):
             assert leaf.sharding.spec == PartitionSpec("expert", "fsdp", None)
         if "count" in str(path):
             assert leaf.sharding.is_fully_replicated
-    assert found == {"adam": 2, "masked": 2, "sgd": 1, "adafactor": 0}[name]
+    assert found == {"adam": 2, "masked": 2, "parted": 2, "sgd": 1, "adafactor": 0}[name]
 
 
 def test_a_batch_is_split_over_all_devices_or_replicated(mesh):
