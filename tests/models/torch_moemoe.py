@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
-import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.nn import torch_swinv2
@@ -186,17 +185,7 @@ def _encode(t5, ids):
 
 
 def _vision(config, seed):
-    torch_config = transformers.Swinv2Config(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
-        depths=list(config.depths),
-        num_heads=list(config.heads),
-        window_size=config.window_size,
-        drop_path_rate=0.0,
-    )
-    model = transformers.Swinv2Model(torch_config, add_pooling_layer=False)
-    return torch_swinv2.randomize_(model, seed).float()
+    return torch_swinv2.randomize_(torch_swinv2.reference(config), seed).float()
 
 
 def in_our_names(state, model, gradients=False):

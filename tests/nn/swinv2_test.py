@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Swinv2Config, Swinv2Model
+from transformers import Swinv2Model
 
 from moemoe_jax.nn.swinv2 import SwinV2, SwinV2Config
 from moemoe_jax.nn.window_attention import WindowAttention, unit
@@ -42,24 +42,8 @@ CHANGES = {
 }
 
 
-def reference(config: SwinV2Config) -> Swinv2Model:
-    return Swinv2Model(
-        Swinv2Config(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.embed_dim,
-            depths=list(config.depths),
-            num_heads=list(config.heads),
-            window_size=config.window_size,
-            pretrained_window_sizes=list(config.pretrained_window_sizes),
-            qkv_bias=config.qkv_bias,
-        ),
-        add_pooling_layer=False,
-    )
-
-
 def pair(config: SwinV2Config) -> tuple[SwinV2, Swinv2Model]:
-    theirs = torch_swinv2.randomize_(reference(config))
+    theirs = torch_swinv2.randomize_(torch_swinv2.reference(config))
     ours = SwinV2(config, rngs=nnx.Rngs(0))
     torch_swinv2.load_swinv2(ours, theirs)
     return ours, theirs
@@ -215,7 +199,7 @@ def test_presets_have_the_size_of_the_published_models(preset, width):
     shapes = nnx.state(nnx.eval_shape(lambda: SwinV2(config, rngs=nnx.Rngs(0))))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     with torch.device("meta"):
-        assert count == sum(p.numel() for p in reference(config).parameters())
+        assert count == sum(p.numel() for p in torch_swinv2.reference(config).parameters())
     assert SwinV2Config.base(window_size=16).window_size == 16
 
 

@@ -3,6 +3,9 @@
 from flax import nnx
 import numpy as np
 import torch
+from transformers import Swinv2Config, Swinv2Model
+
+from moemoe_jax.nn.swinv2 import SwinV2Config
 
 # In order: the attention's `output.dense` goes before the block's.
 NAMES = (
@@ -20,6 +23,22 @@ NAMES = (
     ("downsample", "merge"),
     ("layernorm", "final_norm"),
 )
+
+
+def reference(config: SwinV2Config) -> Swinv2Model:
+    """The same model in PyTorch, with its own random weights and without stochastic depth."""
+    theirs = Swinv2Config(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depths=list(config.depths),
+        num_heads=list(config.heads),
+        window_size=config.window_size,
+        pretrained_window_sizes=list(config.pretrained_window_sizes),
+        qkv_bias=config.qkv_bias,
+        drop_path_rate=0.0,
+    )
+    return Swinv2Model(theirs, add_pooling_layer=False)
 
 
 def randomize_(torch_module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
