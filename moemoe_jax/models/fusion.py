@@ -202,33 +202,52 @@ def _score_layer(sources: int, width: int, rngs: nnx.Rngs) -> Linear:
     return layer
 
 
-# --- normalisation over the sources, with the missing ones masked ---------------------------------
+# --- normalisation over the sources, where they count ---------------------------------------------
 
-
-def _softmax(logits: jax.Array, present: jax.Array) -> jax.Array:
-    weights = jax.nn.softmax(jnp.where(present, logits, -1e9), axis=2)
-    return jnp.where(present, weights, 0.0)
-
-
-GATE_NORMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "none": lambda logits, present: jnp.where(present, logits, 0.0),  # the paper's eqs 4-5
-    "softmax": _softmax,
-    "sigmoid": lambda logits, present: jnp.where(present, jax.nn.sigmoid(logits), 0.0),
+# Whether a source's weight holds at its own padding. A text's encoding there is finite and says
+# something of the text, and with "read" (to the letter) it is mixed into e like any other; with
+# "zero" those tokens of e are the other sources' alone, which makes an image far easier to read.
+PADDINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "read": jnp.ones_like,
+    "zero": lambda valid: valid,
 }
 
 
-def gate_weights(logits: jax.Array, present: jax.Array, norm: str) -> jax.Array:
+def counting_tokens(source_valid: jax.Array, present: jax.Array, padding: str) -> jax.Array:
+    """Returns bool [P, S, K], where each source counts.
+
+    Args:
+      source_valid: bool [P, S, K], the real tokens.
+      present: bool [P, S]; a source that a product lacks counts nowhere.
+      padding: a name of `PADDINGS`.
+    """
+    return PADDINGS[padding](source_valid) & present[:, :, None]
+
+
+def _softmax(logits: jax.Array, counts: jax.Array) -> jax.Array:
+    weights = jax.nn.softmax(jnp.where(counts, logits, -1e9), axis=2)
+    return jnp.where(counts, weights, 0.0)
+
+
+GATE_NORMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "none": lambda logits, counts: jnp.where(counts, logits, 0.0),  # the paper's eqs 4-5
+    "softmax": _softmax,
+    "sigmoid": lambda logits, counts: jnp.where(counts, jax.nn.sigmoid(logits), 0.0),
+}
+
+
+def gate_weights(logits: jax.Array, counts: jax.Array, norm: str) -> jax.Array:
     """Turns gate logits into source weights.
 
     Args:
       logits: float [P, Q, S, K].
-      present: bool [P, S]; a source that a product lacks gets weight zero.
+      counts: bool [P, S, K], from `counting_tokens`; elsewhere a source gets weight zero.
       norm: a name of `GATE_NORMS`.
 
     Returns:
       float32 [P, Q, S, K].
     """
-    return GATE_NORMS[norm](logits.astype(jnp.float32), present[:, None, :, None])
+    return GATE_NORMS[norm](logits.astype(jnp.float32), counts[:, None])
 
 
 # --- which tokens of e the decoder may look at ----------------------------------------------------
@@ -275,6 +294,7 @@ class FusionConfig:
       gate: how the question weighs the sources, a name of `GATES`.
       gate_norm: how the weights are normalised over the sources, a name of `GATE_NORMS`.
       image_repeat: how the image is stretched to the text length, a name of `IMAGE_REPEATS`.
+      padding: whether a source counts at its own padding, a name of `PADDINGS`.
       mask: which tokens of e the decoder sees, a name of `FUSION_MASKS`.
       path: "shared" projects a product's sources once for all its questions; "literal" builds e
         for each question. The same numbers.
@@ -283,6 +303,7 @@ class FusionConfig:
     gate: str = "token"
     gate_norm: str = "none"
     image_repeat: str = "tile"
+    padding: str = "read"
     mask: str = "ones"
     path: str = "shared"
 
@@ -291,6 +312,7 @@ class FusionConfig:
             "gate": GATES,
             "gate_norm": GATE_NORMS,
             "image_repeat": IMAGE_REPEATS,
+            "padding": PADDINGS,
             "mask": FUSION_MASKS,
             "path": ("shared", "literal"),
         }

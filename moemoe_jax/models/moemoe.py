@@ -21,6 +21,7 @@ from moemoe_jax.models.fusion import (
     GATES,
     Encoded,
     Fused,
+    counting_tokens,
     fusion_valid,
     gate_weights,
     literal,
@@ -171,11 +172,14 @@ class MoEMoE(nnx.Module):
         """
         config = self.config
         stacked = jnp.stack([source.tokens for source in sources], axis=1)
+        real = jnp.stack([source.valid for source in sources], axis=1)
         weights = gate_weights(
-            self.gate(question, index, stacked), present, config.fusion.gate_norm
+            self.gate(question, index, stacked),
+            counting_tokens(real, present, config.fusion.padding),
+            config.fusion.gate_norm,
         )
         valid = fusion_valid(
-            jnp.stack([source.valid for source in sources], axis=1),
+            real,
             present,
             tuple(spec.kind == "text" for spec in config.sources),
             config.fusion.mask,
