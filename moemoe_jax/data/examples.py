@@ -83,7 +83,6 @@ def corpus(source: RecordSource, config: DataConfig, limit: int = 20_000) -> Ite
       limit: the most records.
     """
     count = min(limit, len(source))
-    yield config.no_answer_text
     for position in range(count):
         record = source[position * len(source) // count]
         for one in config.sources:
@@ -91,4 +90,4 @@ def corpus(source: RecordSource, config: DataConfig, limit: int = 20_000) -> Ite
                 yield context_text(record, one.fields)
         for example in examples_of(record, config):
             yield example.question
-            yield from example.answers or ()
+            yield from (config.no_answer_text,) if example.null else example.answers or ()

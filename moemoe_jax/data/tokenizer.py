@@ -8,7 +8,8 @@ white space, so that decoding gives back what was encoded.
 Shapes: N tokens of one text, `</s>` included.
 """
 
-from collections.abc import Iterable, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 import io
 import json
 from pathlib import Path
@@ -25,7 +26,6 @@ from moemoe_jax.errors import UserError
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _JSON, _SPM, _CONFIG = "tokenizer.json", "spiece.model", "tokenizer_config.json"
-_BYTES = 256
 # Read by transformers: the class that takes tokenizer.json as it is. (Its T5Tokenizer rebuilds the
 # pipeline from the vocabulary and would lose the byte fallback.)
 _HF_CONFIG = {
@@ -191,19 +191,22 @@ class Tokenizer:
         return cls(backend, content)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, single: Sequence[str] = ()
+    ) -> "Tokenizer":
         """Trains a Unigram tokenizer; the same texts in the same order give the same one.
 
         Args:
           texts: titles, descriptions, questions, answers.
           vocab_size: the most pieces; small texts give fewer, which is logged.
+          single: words that are to be one piece each, such as the one for "no answer".
 
         Raises:
           UserError: no text, or too few pieces for the characters that the texts use.
         """
         import sentencepiece
 
-        lines = filter(None, map(normalise, texts))
+        lines = _with_whole_words(filter(None, map(normalise, texts)))
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -217,6 +220,7 @@ class Tokenizer:
                 unk_id=UNK_ID,
                 bos_id=-1,
                 pad_piece="<pad>",
+                user_defined_symbols=["▁" + normalise(word) for word in single],
                 byte_fallback=True,
                 required_chars="".join(c for c in string.printable if not c.isspace()),
                 normalization_rule_name="identity",
@@ -234,6 +238,20 @@ class Tokenizer:
                 vocab_size,
             )
         return tokenizer
+
+
+def _with_whole_words(lines: Iterable[str]) -> Iterator[str]:
+    """Adds to the lines of a corpus one with each word that they repeat, and a comma behind it.
+
+    SentencePiece takes as candidates for pieces what occurs in two different blank-separated words,
+    however often each of them occurs. Without a second form, "Navy" a thousand times is no
+    candidate, and becomes "Nav" and "y".
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        counts.update(re.findall(r"\w+", line))
+        yield line
+    yield from (f"{word}," for word, count in sorted(counts.items()) if count > 1)
 
 
 def _training_error(message: str, vocab_size: int) -> str:
@@ -255,12 +273,14 @@ def _to_json(model: bytes) -> str:
     from tokenizers import Tokenizer as Rust
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(len(processor))]
+    scores = [processor.get_score(i) for i in range(len(processor))]
     # Special and byte pieces would match a text that spells them; spelling "<0x41>" takes six
     # pieces of at worst the lowest score, so at ten times that score they never win.
-    lowest = 10 * min(score for _, score in pieces)
-    reserved = len(_SPECIAL) + _BYTES
-    pieces = [(p, lowest if i < reserved else score) for i, (p, score) in enumerate(pieces)]
+    lowest = 10 * min(scores)
+    pieces = [
+        (processor.id_to_piece(i), lowest if i < len(_SPECIAL) or processor.is_byte(i) else score)
+        for i, score in enumerate(scores)
+    ]
     blanks = {"replacement": "▁", "prepend_scheme": "always", "split": True}
     rust = Rust(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=True))
     rust.normalizer = normalizers.Sequence(

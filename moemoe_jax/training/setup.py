@@ -80,7 +80,10 @@ def _tokenizer(config: ExperimentConfig, source: RecordSource, say: Say) -> Toke
     if config.data.tokenizer:
         return Tokenizer.load(config.data.tokenizer)
     say("tokenizer: training on the texts of the training split")
-    return Tokenizer.train(corpus(source, config.data), config.data.tokenizer_vocab_size)
+    data = config.data
+    return Tokenizer.train(
+        corpus(source, data), data.tokenizer_vocab_size, single=[data.no_answer_text]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
