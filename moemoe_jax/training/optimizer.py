@@ -5,8 +5,9 @@ climbs linearly over `warmup_steps`. The schedule of the MoEMoE paper is `step`:
 epochs 6 and 9 of 10.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
+import difflib
 import math
 import re
 from typing import Any
@@ -50,6 +51,8 @@ class OptimizerConfig:
       b2: Adam's second-moment decay.
       eps: Adam's.
       clip_norm: bound of the global norm of the trainable gradients; 0 means no clipping.
+      rate_scale: factors on the learning rate of parts of the model, by the start of their
+        parameters' names, e.g. {"gate": 0.1}; other parts take the rate as it is.
       ema_decay: of the moving average of the parameters; 0 means none is kept.
     """
 
@@ -66,17 +69,21 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    rate_scale: Mapping[str, float] = dataclasses.field(default_factory=dict)
     ema_decay: float = 0.0
 
     def __post_init__(self):
         _one_of("optimizer.name", self.name, OPTIMIZERS)
         _one_of("optimizer.schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "step_epochs", tuple(self.step_epochs))
+        object.__setattr__(self, "rate_scale", dict(self.rate_scale))
         _check(self.learning_rate > 0, f"learning_rate {self.learning_rate} must be above 0")
         _check(self.warmup_steps >= 0, f"warmup_steps {self.warmup_steps} must be 0 or more")
         _check(self.clip_norm >= 0, f"clip_norm {self.clip_norm} must be 0 (off) or more")
         _check(self.weight_decay >= 0, f"weight_decay {self.weight_decay} must be 0 or more")
         _check(self.eps > 0, f"eps {self.eps} must be above 0")
+        for part, factor in self.rate_scale.items():
+            _check(factor >= 0, f"rate_scale[{part!r}] is {factor}; it must be 0 or more")
         for key in ("b1", "b2", "ema_decay"):
             _check(0 <= getattr(self, key) < 1, f"{key} {getattr(self, key)} must be in [0, 1)")
         for key in ("step_factor", "end_factor"):
@@ -212,6 +219,28 @@ def _rule(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
     )
 
 
+def _scale_parts(scales: Mapping[str, float], params: Any) -> optax.GradientTransformation:
+    """Multiplies the steps of the parts that `rate_scale` names.
+
+    Raises:
+      UserError: for a name that no trained parameter starts with.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    parts = {part: re.compile(rf"{re.escape(part)}(/|$)") for part in scales}
+    for part, pattern in parts.items():
+        if not any(map(pattern.match, names)):
+            known = sorted({name.partition("/")[0] for name in names})
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise UserError(f"optimizer.rate_scale names {part!r}, which is not trained{hint}")
+    # The longest name that fits counts: "decoder" may differ from the rest of the model, and
+    # "decoder/stack" from the rest of the decoder.
+    longest = sorted(parts, key=len, reverse=True)
+    factors = [next((scales[p] for p in longest if parts[p].match(n)), 1.0) for n in names]
+    tree = jax.tree.unflatten(jax.tree.structure(params), factors)
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, tree))
+
+
 def make_optimizer(
     config: OptimizerConfig, params: Any, total_steps: int, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, Callable]:
@@ -227,7 +256,7 @@ def make_optimizer(
       The transformation, and the schedule that it follows (for logging).
 
     Raises:
-      UserError: see `make_schedule`.
+      UserError: see `make_schedule` and `_scale_parts`.
     """
     schedule = make_schedule(config, total_steps, steps_per_epoch)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -235,6 +264,8 @@ def make_optimizer(
     if config.weight_decay:
         mask = decay_mask(params, config.decay_embeddings)
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+    if config.rate_scale:
+        parts.append(_scale_parts(config.rate_scale, params))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts), schedule
 

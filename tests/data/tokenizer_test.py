@@ -143,3 +143,20 @@ def test_importing_and_loading_leave_transformers_out(tokenizer, tmp_path):
         "assert not {'transformers', 'torch', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_word_that_texts_repeat_is_one_piece():
+    # Each stands in a single form, between blanks: only its count says that it is a word.
+    tokenizer = Tokenizer.train(["Navy Turtle Slippers", "Slippers Navy Turtle"] * 50, 500)
+    assert len(tokenizer.encode("Turtle Slippers Navy", 20)[0]) == 3 + 1
+    assert len(tokenizer.encode("Turtles", 20)[0]) > 1 + 1
+
+
+def test_a_single_word_is_one_piece_and_comes_back():
+    texts = [*TEXTS, *["<none>"] * 9]
+    tokenizer = Tokenizer.train(texts, 500, single=["<none>"])
+    ids, _ = tokenizer.encode("<none>", 9)
+    assert len(ids) == 2 and tokenizer.decode(ids) == "<none>"
+    text = "not <none> but 綿 <0x41>"
+    assert tokenizer.decode(tokenizer.encode(text, 50)[0]) == text
+    assert len(Tokenizer.train(texts, 500).encode("<none>", 9)[0]) > 2

@@ -46,7 +46,7 @@ def test_the_papers_gate_and_fusion_by_hand():
     logits = layer(question, jnp.array([[0]]), stacked)
     # alpha = q_0 + 0.5, beta = 2 q_1 - 0.5, at the padded token as well.
     chex.assert_trees_all_close(logits, jnp.array([[[[1.5, 3.5], [3.5, -2.5]]]]))
-    weights = fusion.gate_weights(logits, jnp.array([[True, True]]), "none")
+    weights = fusion.gate_weights(logits, jnp.ones((1, 2, 2), bool), "none")
     built = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 2), bool)))
     # e = alpha I + beta C: 1.5 (1, 10) + 3.5 (1, 1) and 3.5 (2, 20) - 2.5 (0, 1).
     expected = jnp.array([[[[5.0, 18.5], [7.0, 67.5]]]])
@@ -97,10 +97,41 @@ def test_every_gate_equals_loops(name):
 def test_a_missing_source_has_weight_zero_and_softmax_shares_it_out(norm, both, alone):
     logits = jnp.broadcast_to(jnp.array([0.0, jnp.log(3.0)])[:, None], (4, 1, 2, 3))
     present = jnp.array([[True, True], [True, False], [False, True], [False, False]])
-    weights = fusion.gate_weights(logits, present, norm)
+    counts = jnp.broadcast_to(present[:, :, None], (4, 2, 3))
+    weights = fusion.gate_weights(logits, counts, norm)
     pairs = jnp.array([both, (alone[0], 0.0), (0.0, alone[1]), (0.0, 0.0)])
     expected = jnp.broadcast_to(pairs[:, None, :, None], (4, 1, 2, 3))
     chex.assert_trees_all_close(weights, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [
+        ("read", [[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]]]),
+        ("zero", [[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [0, 0, 0]]]),
+    ],
+)
+def test_where_a_source_counts(padding, expected):
+    valid = jnp.array([[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [1, 1, 1]]], bool)
+    present = jnp.array([[True, True], [True, False]])
+    got = fusion.counting_tokens(valid, present, padding)
+    chex.assert_trees_all_equal(got, jnp.array(expected, bool))
+
+
+def test_padding_that_counts_as_zero_is_not_in_e():
+    # Two sources of K = 3 tokens, the second with one real token: e there is their sum, elsewhere
+    # the first alone, whatever the second's encoding says at its padding.
+    stacked = jnp.array([[[[1.0], [2.0], [3.0]], [[10.0], [7.0], [9.0]]]])
+    counts = fusion.counting_tokens(
+        jnp.array([[[1, 1, 1], [1, 0, 0]]], bool), jnp.array([[True, True]]), "zero"
+    )
+    weights = fusion.gate_weights(jnp.ones((1, 1, 2, 3)), counts, "none")
+    e = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 3), bool))).sources
+    chex.assert_trees_all_close(e, jnp.array([[[[11.0], [2.0], [3.0]]]]))
+
+
+def test_every_padding_is_tried_above():
+    assert set(fusion.PADDINGS) == {"read", "zero"}
 
 
 def test_every_norm_is_tried_above():
@@ -109,10 +140,10 @@ def test_every_norm_is_tried_above():
 
 @pytest.mark.parametrize("norm", fusion.GATE_NORMS)
 def test_a_missing_source_has_no_gradient_and_a_product_without_any_a_finite_one(norm):
-    present = jnp.array([[True, False], [False, False]])
+    counts = jnp.broadcast_to(jnp.array([[True, False], [False, False]])[:, :, None], (2, 2, 3))
     probe = jax.random.normal(jax.random.key(2), (2, 1, 2, 3))
     logits = 50.0 * jax.random.normal(jax.random.key(3), (2, 1, 2, 3))
-    gradient = jax.grad(lambda x: jnp.sum(fusion.gate_weights(x, present, norm) * probe))(logits)
+    gradient = jax.grad(lambda x: jnp.sum(fusion.gate_weights(x, counts, norm) * probe))(logits)
     chex.assert_tree_all_finite(gradient)
     chex.assert_trees_all_equal(gradient[0, :, 1], jnp.zeros((1, 3)))
     chex.assert_trees_all_equal(gradient[1], jnp.zeros((1, 2, 3)))

@@ -196,3 +196,33 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam():
         step, gradient = updates[name][...], gradients[name][...]
         np.testing.assert_array_equal(jnp.sign(step), -jnp.sign(gradient))
         np.testing.assert_allclose(jnp.abs(step), jnp.abs(step).max(), rtol=1e-3)
+
+
+def test_a_part_of_the_model_moves_at_its_own_rate():
+    # SGD without momentum moves by rate * factor * gradient: 0.5, times 0.1 for the head.
+    config = OptimizerConfig(
+        name="sgd", b1=0.0, learning_rate=0.5, clip_norm=0.0, rate_scale={"head": 0.1, "kernel": 0}
+    )
+    state = params()
+    optimizer, _ = make_optimizer(config, state, 10, 1)
+    updates, _ = optimizer.update(state, optimizer.init(state), state)  # gradients of one
+    expected = {"head": -0.05, "kernel": 0.0}
+    for path, update in nnx.to_flat_state(updates):
+        np.testing.assert_allclose(update[...], expected.get(path[0], -0.5), rtol=1e-6)
+
+
+def test_the_longest_name_decides_and_half_a_name_is_none():
+    tree = {"head": {"out": jnp.ones(()), "in": jnp.ones(())}, "header": jnp.ones(())}
+    config = OptimizerConfig(
+        name="sgd", b1=0.0, learning_rate=1.0, clip_norm=0.0, rate_scale={"head/out": 2, "head": 3}
+    )
+    optimizer, _ = make_optimizer(config, tree, 10, 1)
+    updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    assert jax.tree.map(float, updates) == {"head": {"out": -2.0, "in": -3.0}, "header": -1.0}
+
+
+def test_a_rate_for_nothing_is_refused():
+    with pytest.raises(UserError, match="names 'experst', which is not trained; did you mean 'exp"):
+        make_optimizer(OptimizerConfig(rate_scale={"experst": 0.1}), params(), 10, 1)
+    with pytest.raises(UserError, match=r"rate_scale\['gate'\] is -1"):
+        OptimizerConfig(rate_scale={"gate": -1})
