@@ -27,6 +27,10 @@ def get_config():
     # The context does not hold the question, so a product is encoded once for all its questions;
     # the decoder is told the question by its start token.
     config.model.question_start = True
+    # A pooled question gives one weight a source, so it need not be padded to the length of a text;
+    # and where a text has ended, the image stands alone, which is where its details are learned.
+    config.data.question_length, config.model.fusion.gate = 16, "pooled"
+    config.model.fusion.padding = "zero"
     config.model.moe.num_experts, config.model.moe.top_k = 8, 2
 
     optimizer = config.optimizer
@@ -34,6 +38,8 @@ def get_config():
     optimizer.learning_rate, optimizer.warmup_steps = 2e-3, 100
     optimizer.weight_decay, optimizer.clip_norm = 0.01, 1.0
     optimizer.b2, optimizer.ema_decay = 0.98, 0.998
+    # At full rate the gate turns a source off before the model has learned to read it.
+    optimizer.rate_scale = {"gate": 0.1}
     config.loss.align_weight = 0.1
     return config
 
@@ -45,6 +51,7 @@ def paper_recipe(config):
     optimizer.learning_rate, optimizer.warmup_steps = 1e-3, 0
     optimizer.step_epochs, optimizer.step_factor = (6, 9), 0.2
     optimizer.weight_decay, optimizer.clip_norm, optimizer.ema_decay = 0.0, 0.0, 0.0
+    optimizer.rate_scale = {}
     config.train.epochs = 10
     config.loss.align_weight, config.loss.aux_weight = 1.0, 0.1
     config.data.products_per_batch = 32
@@ -55,5 +62,6 @@ def experts_only(config, init_from=""):
     """Turns odd decoder layers into mixtures, upcycled from `init_from`, and trains only those."""
     config.model.moe_layers.decoder = "odd"
     config.train.trainable = "experts"
+    config.optimizer.rate_scale = {}  # of parts that are frozen now
     config.init.work_dir = init_from
     return config

@@ -28,6 +28,7 @@ def get_config(argument="hidden"):
     config = base.get_config()
     _data(config.data)
     config.data.hide_answer_fraction = 0.5 if titles == "hidden" else 0.0
+    config.train.epochs, config.train.eval_every = 20, 500
     for change in changes:
         _change(config, choose("configs/fashion.py", change, CHANGES))
     return config
@@ -36,7 +37,7 @@ def get_config(argument="hidden"):
 def _data(data):
     data.source = "fashion:data/fashion"
     data.sources.text.fields = ("title",)
-    data.image_size, data.text_length, data.answer_length = 64, 64, 8
+    data.image_size, data.text_length, data.answer_length = 64, 64, 6
     # gender, subCategory, articleType, baseColour, season, usage: all in every batch.
     data.products_per_batch, data.questions_per_product = 32, 6
     data.tokenizer_vocab_size = 2000
@@ -44,12 +45,13 @@ def _data(data):
     augment = data.augment
     augment.flip, augment.crop_scale_min = True, 0.7
     augment.brightness = augment.contrast = 0.1
-    augment.word_dropout, augment.hide_probability, augment.source_dropout = 0.1, 0.15, 0.1
+    augment.word_dropout, augment.hide_probability = 0.1, 0.15
+    data.sources.text.dropout = data.sources.image.dropout = 0.1
 
 
 def _change(config, change):
     if change == "woqg":
-        config.model.fusion.gate = "unit"
+        config.model.fusion.gate, config.optimizer.rate_scale = "unit", {}
     elif change == "image_only":
         del config.data.sources.text
     elif change == "text_only":

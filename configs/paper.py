@@ -58,14 +58,14 @@ def _small(config):
 def _readings(config):
     # One question a row, part of the context (section 3); nothing else tells the decoder.
     config.data.context_includes_question = True
-    config.data.questions_per_product = 1
+    config.data.questions_per_product, config.data.question_length = 1, 0
     config.model.question_start = False
     config.model.share_embeddings = "context_decoder"
 
     # Eqs 3-5: the image tiled to the text's length, one raw weight a token and source.
     fusion = config.model.fusion
     fusion.image_repeat, fusion.gate, fusion.gate_norm = "tile", "token", "none"
-    fusion.mask = "ones"
+    fusion.padding, fusion.mask = "read", "ones"
     fusion.path = "literal"  # with one question a product there is nothing to share
 
     # Eqs 6-7: a linear map of each token to a number, another for each vector; |1 - cos|.

@@ -26,11 +26,16 @@ class SourceConfig:
 
     A text source joins its fields, in this order, each behind its name; an image source takes the
     first readable image of its fields. `marketplace` and `product_type` may be fields as well.
+
+    `dropout` is the probability that training takes the source away from a product (never all that
+    it has). Where one source is far easier to learn from than another, a model that always has the
+    easy one hardly looks at the other.
     """
 
     name: str
     kind: str
     fields: tuple[str, ...]
+    dropout: float = 0.0
 
     def __post_init__(self):
         _require(bool(self.name), "a source has no name: give data.sources names like 'text'")
@@ -44,6 +49,10 @@ class SourceConfig:
         )
         object.__setattr__(self, "fields", tuple(self.fields))
         _require(bool(self.fields), f"source {self.name!r} has no fields: name at least one")
+        _require(
+            0.0 <= self.dropout < 1.0,
+            f"source {self.name!r} has dropout {self.dropout}: give a value in [0, 1)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +65,6 @@ class AugmentConfig:
       brightness, contrast: images are scaled by a factor within 1 +- this value.
       word_dropout: probability that a word of a text source is left out (never all of them).
       hide_probability: probability that the words of a product's answers leave its text.
-      source_dropout: probability that a source is taken away (never all of a product's).
     """
 
     flip: bool = False
@@ -65,14 +73,13 @@ class AugmentConfig:
     contrast: float = 0.0
     word_dropout: float = 0.0
     hide_probability: float = 0.0
-    source_dropout: float = 0.0
 
     def __post_init__(self):
         _require(
             0.0 < self.crop_scale_min <= 1.0,
             f"augment.crop_scale_min is {self.crop_scale_min}: give a share of the area in (0, 1]",
         )
-        for name in ("brightness", "contrast", "word_dropout", "source_dropout"):
+        for name in ("brightness", "contrast", "word_dropout"):
             value = getattr(self, name)
             _require(0.0 <= value < 1.0, f"augment.{name} is {value}: give a value in [0, 1)")
         _require_share("augment.hide_probability", self.hide_probability)

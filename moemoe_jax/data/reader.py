@@ -144,8 +144,8 @@ class ProductReader:
         if not sources and not any(take(one) is not None for one in removed):
             self.reject(lazy.record, index, "no source: none of the record's sources can be read")
             return Product((), {})
-        if rng is not None and self.config.augment.source_dropout > 0:
-            sources = _drop_sources(sources, rng, self.config.augment.source_dropout)
+        if rng is not None:
+            sources = _drop_sources(sources, rng, self.config.sources)
         if self.config.context_includes_question and examples:
             sources = self._with_question(index, sources, examples[0].question)
         return Product(examples, sources)
@@ -279,9 +279,10 @@ def _drop_words(text: str, rng: np.random.Generator, probability: float) -> str:
 
 
 def _drop_sources(
-    sources: dict[str, np.ndarray], rng: np.random.Generator, probability: float
+    sources: dict[str, np.ndarray], rng: np.random.Generator, configs: Sequence[SourceConfig]
 ) -> dict[str, np.ndarray]:
-    keep = rng.random(len(sources)) >= probability
+    probability = {config.name: config.dropout for config in configs}
+    keep = rng.random(len(sources)) >= [probability[name] for name in sources]
     if not keep.any():
         keep[rng.integers(len(sources))] = True
     return {name: value for (name, value), kept in zip(sources.items(), keep, strict=True) if kept}

@@ -53,6 +53,7 @@ def test_nonsense_is_refused_in_one_line(arguments, message):
         (("s", "video", ("clip",)), "'text' or 'image'"),
         (("s", "text", "title"), "give a tuple"),
         (("s", "text", ()), "has no fields"),
+        (("s", "text", ("title",), 1.0), r"dropout 1.0: give a value in \[0, 1\)"),
     ],
 )
 def test_bad_sources_are_refused(arguments, message):

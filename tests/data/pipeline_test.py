@@ -1,4 +1,5 @@
 from collections import Counter
+import dataclasses
 import io
 import json
 
@@ -69,7 +70,7 @@ def make_config(**changes):
 
 AUGMENT = AugmentConfig(
     flip=True, crop_scale_min=0.5, brightness=0.2, contrast=0.2, word_dropout=0.2,
-    hide_probability=0.3, source_dropout=0.2,
+    hide_probability=0.3,
 )  # fmt: skip
 
 
@@ -317,13 +318,31 @@ def test_hidden_answers_leave_the_text_in_training_and_evaluation(tokenizer):
 
 
 def test_augmentation_changes_text_and_images_but_never_takes_all_sources(tokenizer):
-    augment = AugmentConfig(word_dropout=0.5, source_dropout=0.9, brightness=0.5)
+    augment = AugmentConfig(word_dropout=0.5, brightness=0.5)
+    sources = tuple(dataclasses.replace(one, dropout=0.9) for one in make_config().sources)
     lengths = set()
-    for batch in take(train(tokenizer, augment=augment), 10):
+    for batch in take(train(tokenizer, augment=augment, sources=sources), 10):
         valid = np.stack(list(batch["source_valid"].values()))
         assert valid.any(0).all() and not valid.all()
         lengths.update(len(text.split()) for text in contexts(tokenizer, batch))
     assert len(lengths) > 3
+
+
+def test_each_source_is_dropped_as_often_as_it_says(tokenizer):
+    # Only the text is dropped, and never in evaluation.
+    sources = tuple(
+        dataclasses.replace(one, dropout=0.5 if one.kind == "text" else 0.0)
+        for one in make_config().sources
+    )
+    batches = take(train(tokenizer, sources=sources), 50)
+    there = {
+        name: np.mean([b["source_valid"][name] for b in batches]) for name in ("text", "image")
+    }
+    assert there["image"] == 1.0
+    assert 0.4 < there["text"] < 0.6  # of 200
+    for batch, meta in evaluate(tokenizer, sources=sources):
+        asked = [bool(examples) for examples in meta]
+        np.testing.assert_array_equal(batch["source_valid"]["text"], asked)
 
 
 def test_what_is_too_long_is_cut_and_counted_once(tokenizer):

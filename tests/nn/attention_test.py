@@ -12,6 +12,7 @@ from moemoe_jax.nn.attention import (
     KVCache,
     RelativeBias,
     SelfAttention,
+    add_shared,
     masked_softmax,
 )
 
@@ -113,3 +114,16 @@ def test_the_cache_holds_what_earlier_positions_projected():
         rows.append(y)
     chex.assert_trees_all_close(jnp.concatenate(rows, 1), whole, atol=1e-6)
     chex.assert_trees_all_equal(cache.keys[:, 4:], jnp.zeros((3, 2, 2, 4)))
+
+
+def test_a_shared_bias_is_added_with_its_gradient():
+    # Two rows of two queries and three keys: the bias's gradient is the sum of the rows'.
+    scores = jnp.arange(24.0).reshape(2, 2, 2, 3)
+    bias = jnp.arange(12.0).reshape(2, 2, 3)
+    probe = jax.random.normal(jax.random.key(0), scores.shape)
+    value, (by_scores, by_bias) = jax.value_and_grad(
+        lambda s, b: jnp.sum(add_shared(s, b) * probe), argnums=(0, 1)
+    )(scores, bias)
+    np.testing.assert_allclose(value, np.sum((scores + bias[None]) * probe), rtol=1e-6)
+    chex.assert_trees_all_close(by_scores, probe)
+    chex.assert_trees_all_close(by_bias, probe[0] + probe[1], rtol=1e-6)

@@ -224,5 +224,6 @@ def test_the_longest_name_decides_and_half_a_name_is_none():
 def test_a_rate_for_nothing_is_refused():
     with pytest.raises(UserError, match="names 'experst', which is not trained; did you mean 'exp"):
         make_optimizer(OptimizerConfig(rate_scale={"experst": 0.1}), params(), 10, 1)
+    make_optimizer(OptimizerConfig(rate_scale={"experst": 1}), params(), 10, 1)
     with pytest.raises(UserError, match=r"rate_scale\['gate'\] is -1"):
         OptimizerConfig(rate_scale={"gate": -1})
