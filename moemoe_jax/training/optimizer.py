@@ -69,7 +69,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
-    rate_scale: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rate_scale: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     ema_decay: float = 0.0
 
     def __post_init__(self):
