@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import re
 import reprlib
+import secrets
 import shutil
 import stat
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 from moemoe_jax.errors import UserError
 
 MAX_JSON_BYTES = 64 * 2**20  # the largest in use, a tokenizer.json of 250,000 pieces, has 17 MB
+_NAME = re.compile(r"[^/\\]{1,255}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -39,10 +41,10 @@ def find_file(folder: str | os.PathLike, name: str) -> Path | None:
       UserError: the name is a path, a link leads elsewhere or nowhere, or it is no regular file.
     """
     path = Path(folder) / name
-    if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+    if not _NAME.fullmatch(name) or not name.isprintable() or name in (".", ".."):
         raise UserError(
-            f"{Path(folder)} names a file by the path {shown(name)}; only files of the folder "
-            "itself are read: put it there"
+            f"{Path(folder)} is to hold a file {shown(name)}, which is no plain file name: only "
+            "files of the folder itself are read"
         )
     if not os.path.lexists(path):
         return None
@@ -164,23 +166,21 @@ def read_at_most(file: BinaryIO, size: int) -> bytes:
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yields a folder beside `folder` to write into, which takes its name at the end.
 
-    Where the block raises, nothing is left.
+    Where the block raises, nothing of the folder is left.
 
     Raises:
       UserError: there is a file, or a folder with something in it, at `folder`; or it cannot be
-        made.
+        written (a full disk).
     """
     target = Path(os.path.abspath(folder))
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already: choose another place, or remove it")
-    part = target.with_name(f".{target.name}.part{os.getpid()}")
+    part = target.with_name(f".{target.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{target} cannot be made: {error.strerror}") from None
-    try:
         yield part
         part.rename(target)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise

@@ -34,7 +34,7 @@ def no_folder(path: Path) -> UserError:
 
 def no_weights(folder: Path) -> UserError:
     """The error for a folder without safetensors."""
-    files = sorted(entry.name for entry in os.scandir(folder))
+    files = sorted(name for name in os.listdir(folder) if name.isprintable())
     pickles = [name for name in files if name.lower().endswith(PICKLES)]
     if pickles:
         torch = [name for name in pickles if name == _TORCH[0]]
@@ -68,7 +68,7 @@ def _pickle(folder: Path, file: Path) -> UserError:
         makes = "writes a model.safetensors beside it"
     return UserError(
         f"{file} is a pickle, which is never loaded as {_WHY}; if you trust it, "
-        f"python -c {shlex.quote(code)} {makes}"
+        f"`python -c {shlex.quote(code)}`, with torch installed, {makes}"
     )
 
 

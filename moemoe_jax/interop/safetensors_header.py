@@ -42,17 +42,10 @@ MAX_DIMENSIONS, MAX_NAME = 16, 500
 _METADATA = "__metadata__"
 # What lies under the name of a safetensors file where it is none, by its first bytes.
 _OTHERS = (
-    (b"\x80", "a pickle, which is never loaded as that could run any code"),
-    (
-        b"PK\x03\x04",
-        "a zip archive of torch.save, which is never loaded as it holds pickles",
-    ),
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer and not the file itself: run `git lfs pull`",
-    ),
-    (b"<", "a web page and not the file itself: download it again"),
-    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80", "a pickle, never loaded as that could run any code: get the real file"),
+    (b"PK\x03\x04", "a zip of pickles, never loaded as that could run any code: get the real file"),
+    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (b"<", "a web page: download the file itself"),
 )
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moemoe_jax.errors import UserError
 from moemoe_jax.interop.files import new_folder
 from moemoe_jax.interop.safetensors_header import DTYPES, check_name, write_header
 
@@ -62,20 +61,17 @@ def write_weights(
         SINGLE if single else f"model-{i:05}-of-{len(shards):05}.safetensors"
         for i in range(1, len(shards) + 1)
     ]
-    try:
-        with new_folder(folder) as part:
-            _write_json(part / "config.json", config)
-            for name, shard in zip(names, shards, strict=True):
-                _write_shard(part / name, shard, read)
-            if not single:
-                places = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
-                total = sum(tensor.size for shard in shards for tensor in shard)
-                index = {"metadata": {"total_size": total}, "weight_map": places}
-                _write_json(part / INDEX, index)
-            if finish:
-                finish(part)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with new_folder(folder) as part:
+        _write_json(part / "config.json", config)
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(part / name, shard, read)
+        if not single:
+            places = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
+            total = sum(tensor.size for shard in shards for tensor in shard)
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            _write_json(part / INDEX, index)
+        if finish:
+            finish(part)
 
 
 def _plan(tensors: list[_Tensor], max_shard_bytes: int) -> list[list[_Tensor]]:
