@@ -51,11 +51,14 @@ def find_file(folder: str | os.PathLike, name: str) -> Path | None:
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     if root not in real.parents and not _is_hub_blob(root, real):
         raise UserError(
-            f"{path} is a link that leads out of its folder, to {real}: put the file itself there"
+            f"{path} is a link that leads out of its folder, to {shown(str(real))}: put the file "
+            "itself there"
         )
-    if not real.exists():
-        raise UserError(f"{path} is a link to {real}, which is missing: download the folder again")
-    if not real.is_file():
+    try:
+        mode = real.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; download it again") from None
+    if not stat.S_ISREG(mode):
         raise UserError(f"{path} is not a regular file: put the file itself there")
     return real
 

@@ -22,7 +22,7 @@ _WHY = "loading it could run any code that its writer put in"
 
 def no_folder(path: Path) -> UserError:
     """The error for a path that is no folder."""
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() in PICKLES:
             return _pickle(path.parent, path)
         return UserError(f"{path} is a file: give the folder that holds it and its config.json")
@@ -34,7 +34,10 @@ def no_folder(path: Path) -> UserError:
 
 def no_weights(folder: Path) -> UserError:
     """The error for a folder without safetensors."""
-    files = sorted(name for name in os.listdir(folder) if name.isprintable())
+    try:
+        files = sorted(name for name in os.listdir(folder) if name.isprintable())
+    except OSError as error:
+        return UserError(f"{folder} cannot be read: {error.strerror}")
     pickles = [name for name in files if name.lower().endswith(PICKLES)]
     if pickles:
         torch = [name for name in pickles if name == _TORCH[0]]

@@ -164,7 +164,7 @@ def open_weights(folder: str | os.PathLike) -> Weights:
         file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise no_folder(folder)
     single, index = find_file(folder, SINGLE), find_file(folder, INDEX)
     if single and index:

@@ -146,7 +146,24 @@ def test_a_link_to_nothing_or_itself(tmp_path):
     for target in ("gone", FILE):
         (path / FILE).unlink()
         (path / FILE).symlink_to(target)
-        assert f"{path / FILE} is a link to" in refusal(path)
+        assert refusal(path, "No such file|Too many").startswith(f"{path / FILE} cannot be read")
+
+
+def test_a_link_with_control_characters_makes_one_line(tmp_path):
+    path = single(tmp_path / "model")
+    (path / FILE).unlink()
+    (path / FILE).symlink_to("../a\nb\x1b[31m")
+    assert r"a\nb\x1b[31m" in refusal(path, "is a link that leads out")
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    path = folder(tmp_path / "model", {})
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(UserError, match="model cannot be read: Permission denied"):
+        open_weights(path)
 
 
 HUB = {
