@@ -190,11 +190,11 @@ def test_a_hub_cache_whose_link_leads_elsewhere(tmp_path, kind):
 
 
 def test_blobs_are_no_excuse_outside_of_a_hub_cache(tmp_path):
-    blob = tmp_path / "x" / "blobs" / ("a" * 64)
-    blob.parent.mkdir(parents=True)
-    blob.write_bytes(raw())
-    for parent in ("x/snapshots", "models--x/other"):
-        path = folder(tmp_path / parent / "1", {})
+    for i, (model, parent) in enumerate((("x", "snapshots"), ("models--x", "other"))):
+        blob = tmp_path / f"{i}" / model / "blobs" / ("a" * 64)
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(raw())
+        path = folder(tmp_path / f"{i}" / model / parent / "1", {})
         (path / FILE).symlink_to(blob)
         assert "is a link that leads out" in refusal(path)
 

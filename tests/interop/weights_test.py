@@ -194,6 +194,15 @@ def test_shards_are_read_back_and_are_the_same_in_any_order(tmp_path):
         }
 
 
+def test_a_tensor_above_the_limit_has_a_shard_of_its_own(tmp_path):
+    write_weights(tmp_path / "out", CONFIG, spec(TENSORS), TENSORS.get, max_shard_bytes=8)
+    weights = open_weights(tmp_path / "out")
+    assert_same(weights, TENSORS)
+    # a alone has 24 bytes; b and c fill the second with 4 + 4.
+    assert [weights.file(name).name[6:11] for name in "abc"] == ["00001", "00002", "00002"]
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
+
+
 def test_one_tensor_at_a_time_is_in_memory_while_writing(tmp_path):
     size, count = 2**20, 16
 
