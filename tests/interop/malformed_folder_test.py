@@ -8,7 +8,7 @@ import pytest
 from moemoe_jax.errors import UserError
 from moemoe_jax.interop import weights
 from moemoe_jax.interop.weights import open_weights, read_json
-from tests.interop.folders import (
+from tests.interop.weight_folders import (
     CONFIG,
     ONE,
     PLACES,

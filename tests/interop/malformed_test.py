@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from moemoe_jax.errors import UserError
 from moemoe_jax.interop import safetensors_header
 from moemoe_jax.interop.weights import open_weights
-from tests.interop.folders import (
+from tests.interop.weight_folders import (
     DATA,
     HEADER,
     TENSORS,

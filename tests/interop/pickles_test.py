@@ -14,7 +14,7 @@ import pytest
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.interop.weights import find_file, open_weights, read_json
-from tests.interop.folders import CONFIG, PLACES, SHARD_ONE, folder, sharded, single
+from tests.interop.weight_folders import CONFIG, PLACES, SHARD_ONE, folder, sharded, single
 
 
 class Canary:

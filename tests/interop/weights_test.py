@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save, save_file
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.interop.weights import find_file, open_weights, read_json, write_weights
-from tests.interop.folders import CONFIG, TENSORS, hub_cache, raw, sharded, single
+from tests.interop.weight_folders import CONFIG, TENSORS, hub_cache, raw, sharded, single
 
 MIXED = {
     **TENSORS,
