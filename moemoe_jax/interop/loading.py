@@ -1,6 +1,7 @@
 """A folder of Hugging Face weights as a model of ours, by itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import os
 
 from flax import nnx
@@ -22,24 +23,27 @@ from moemoe_jax.parallel.sharding import param_shardings
 ALONE = {role: (role,) for role in ("embedding", "encoder", "decoder", "lm_head")}
 
 
-def load_text(folder: str | os.PathLike, mesh: Mesh | None = None) -> Seq2Seq:
+def load_text(folder: str | os.PathLike, mesh: Mesh | None = None, **changes) -> Seq2Seq:
     """Loads the encoder-decoder of a T5 or Switch Transformer.
 
     Args:
       folder: as `save_pretrained` or a download leaves it.
       mesh: where its parameters go; by default the first device.
+      **changes: of the `T5Config` that the files give: dtype, scan_layers, remat, dropout.
 
     Raises:
       UserError: for a folder that is no such model; names the file.
     """
     weights = open_weights(folder)
     found = text_model(weights)
-    model = nnx.eval_shape(lambda: Seq2Seq(found.config, rngs=nnx.Rngs(0)))
+    text = dataclasses.replace(found.config.text, **changes)
+    config = dataclasses.replace(found.config, text=text)
+    model = nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0)))
     return _load(model, lambda names: make_plan([(weights, found.tensor_map(ALONE))], names), mesh)
 
 
 def load_vision(folder: str | os.PathLike, mesh: Mesh | None = None) -> SwinV2:
-    """Loads a SwinV2; the arguments are those of `load_text`."""
+    """Loads a SwinV2; `folder` and `mesh` are as for `load_text`."""
     weights = open_weights(folder)
     config = vision_config(weights)
     model = nnx.eval_shape(lambda: SwinV2(config, rngs=nnx.Rngs(0)))

@@ -93,9 +93,7 @@ def _activation(settings: Settings, default: str) -> str:
     gated = name == "gated-gelu"
     # What transformers derives from it and writes as well; a file in which they differ is refused.
     settings.fixed(is_gated_act=gated)
-    settings.one_of(
-        "dense_act_fn", ("gelu_new",) if gated else ("relu",), "gelu_new" if gated else "relu"
-    )
+    settings.fixed(dense_act_fn="gelu_new" if gated else "relu")
     return name
 
 

@@ -23,9 +23,13 @@ def quiet(line):
     del line
 
 
-@pytest.fixture(scope="module", autouse=True)
-def silence():
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch, request):
+    """As on a laptop: writing what eight devices hold copies of compiles a program an array."""
     transformers.logging.set_verbosity_error()
+    if "eight_devices" not in request.keywords:
+        first = jax.devices()[:1]
+        monkeypatch.setattr(jax, "devices", lambda: first)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +144,8 @@ def test_a_mixture_of_copies_answers_as_the_dense_block_and_noise_moves_each_cop
         imported("moe", 0.0)
 
 
-def test_arrays_are_filled_where_their_shards_are(tmp_path):
+@pytest.mark.parametrize("eight_devices", [True])
+def test_arrays_are_filled_where_their_shards_are(tmp_path, eight_devices):
     folders.save_text("switch", tmp_path / "text")
     found = []
     for name, sharded in (("whole", False), ("sharded", True)):

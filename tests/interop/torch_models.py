@@ -71,9 +71,10 @@ def randomize_(model, seed):
                 weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
             else:
                 spread = 0.5 if "relative_attention_bias" in name else weight[0].numel() ** -0.5
-                spread = 1.0 if "classifier" in name else spread
+                spread = 1.0 if "router" in name else spread
                 spread = 0.5 if name in ("shared.weight", "lm_head.weight") else spread
-                weight.copy_(spread * torch.randn(weight.shape, generator=generator))
+                spread *= model.config.d_kv**-0.5 if name.endswith(".q.weight") else 1.0
+                weight.normal_(0.0, spread, generator=generator)
     return model.eval()
 
 
