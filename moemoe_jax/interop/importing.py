@@ -5,7 +5,6 @@ alone. Answering and evaluating need no more; a training starts from it.
 """
 
 from collections.abc import Callable, Sequence
-import contextlib
 import functools
 import json
 from pathlib import Path
@@ -44,6 +43,7 @@ ROLES = {
     "lm_head": ("lm_head",),
     "vision": ("image_encoder",),
 }
+IN_FLIGHT = 2**26  # bytes of arrays on their way to disk, beside the largest
 # What MoEMoE has and no text or image model: initialised.
 NEW = ("gate/.*", "alignment/.*", "start/.*", "image_projection/.*")
 
@@ -169,5 +169,7 @@ def _save(settings: ExperimentConfig, model: nnx.Module, workdir: WorkDir) -> No
     """Writes the parameters as a checkpoint of step 0, under the name by which they answer."""
     _, trained, frozen = split_trainable(model, settings.train.trainable)
     name = "ema" if settings.optimizer.ema_decay else "params"
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+    largest = max(array.nbytes for array in jax.tree.leaves((trained, frozen)))
+    in_flight = largest + IN_FLIGHT
+    with Checkpoints(workdir.checkpoints, in_flight=in_flight) as checkpoints:
         checkpoints.save(0, {name: trained, "frozen": frozen})

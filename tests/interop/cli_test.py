@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from moemoe_jax.errors import UserError
+from moemoe_jax.interop import importing
+from moemoe_jax.interop.importing import import_parts
 from tests.interop import folders
 from tests.launch.cli import TINY, run
 from tests.launch.cli_test import refused
@@ -68,8 +71,6 @@ def test_an_imported_model_answers_evaluates_and_trains_in_place_or_elsewhere(im
     assert "0 new" in said
     said = succeeded(run("train", settings, f"--workdir={workdir}"))
     assert f"init: step 0 of {workdir}" in said
-    said = succeeded(run("train", settings, f"--workdir={workdir}"))
-    assert "all 2 steps are done" in said
 
     out, back = tmp_path / "out", tmp_path / "back"
     said = succeeded(run("export_hf", f"--workdir={workdir}", f"--out={out}"))
@@ -90,11 +91,7 @@ def test_a_mixture_is_made_at_import(downloaded, tmp_path):
     ("flags", "parts"),
     [
         (["--model=x", "--config=" + TINY], ["give either --text=DIR"]),
-        (["--vision="], ["data.sources.image is an image", "--vision=DIR"]),
         (["--text=google/flan-t5-base"], ["google/flan-t5-base is no folder", "hf download"]),
-        (["--text=no/where"], ["no/where is no folder"]),
-        (["--config.data.text_length=24"], ["data.text_length 24 is not a multiple of the 16"]),
-        (["--config.data.tokenizer=no/where"], ["no/where does not exist"]),
         (["--config.model.moe_layers.decoder=9"], ["layers 0 to 1"]),
     ],
 )
@@ -106,6 +103,59 @@ def test_a_mistake_is_told_in_one_line_and_leaves_no_work_directory(
     assert not list(tmp_path.iterdir())
 
 
+def without_images(config):
+    del config.data.sources.image
+
+
+def longer(config):
+    config.data.text_length = 24
+
+
+def another_tokenizer(config):
+    config.data.tokenizer = "no/where"
+
+
+def three_devices(config):
+    config.mesh.data = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "vision", "message"),
+    [
+        (None, "", r"data\.sources\.image is an image, but there is no --vision=DIR"),
+        (without_images, "vision", "no source in data.sources is an image"),
+        (None, "text", r"text/config\.json has model_type 't5'; implemented: swinv2"),
+        (longer, "vision", "data.text_length 24 is not a multiple of the 16 image tokens"),
+        (another_tokenizer, "vision", "no/where does not exist"),
+        (three_devices, "vision", "mesh data=3"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_no_work_directory(
+    downloaded, tmp_path, change, vision, message
+):
+    config = folders.config()
+    if change:
+        change(config)
+    where = str(downloaded / vision) if vision else ""
+    with pytest.raises(UserError, match=message) as error:
+        import_parts(config, str(downloaded / "text"), where, str(tmp_path / "w"), lambda _: None)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_writing_leaves_no_work_directory(downloaded, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device", "disk")
+
+    monkeypatch.setattr(importing.Checkpoints, "save", fails)
+    with pytest.raises(OSError, match="No space"):
+        import_parts(
+            folders.config(), str(downloaded / "text"), str(downloaded / "vision"),
+            str(tmp_path / "w"), lambda _: None,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_there_already_is_not_overwritten(downloaded, imported, tmp_path):
     workdir, _ = imported
     before = (workdir / "config.json").read_text()
@@ -113,7 +163,6 @@ def test_what_is_there_already_is_not_overwritten(downloaded, imported, tmp_path
     assert (workdir / "config.json").read_text() == before
     done = run("export_hf", f"--workdir={workdir}", f"--out={tmp_path}")
     refused(done, tmp_path, "exists already")
-    refused(run("export_hf", f"--workdir={tmp_path}", f"--out={tmp_path}/x"), "no work directory")
     vision = run("import_hf", f"--model={downloaded / 'vision'}", f"--workdir={tmp_path / 'w'}")
     refused(vision, downloaded / "vision")
     assert not list(tmp_path.iterdir())
