@@ -117,7 +117,6 @@ def import_model(
             "--text and --vision for models of Hugging Face"
         )
     config = config.copy_and_resolve_references()
-    config.init.work_dir = ""
     _import(config, lambda names: [(weights, moemoe_map(names))], (), model, workdir, say)
 
 
@@ -129,6 +128,9 @@ def _import(
     workdir: str,
     say: Say,
 ) -> None:
+    if config.init.work_dir:
+        say(f"note: init.work_dir {config.init.work_dir} is left out: the weights come from files")
+        config.init.work_dir = ""
     tokenizer = Tokenizer.load(tokenizer_folder)
     settings = from_config_dict(config, tokenizer.vocab_size)
     model = abstract_model(settings.model)

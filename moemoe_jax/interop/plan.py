@@ -1,6 +1,6 @@
 """What of a folder goes where in a model, worked out and checked before a tensor is read."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import re
@@ -71,8 +71,11 @@ def make_plan(
     """
     placements, ignored, unplaced = {}, [], []
     for weights, tensor_map in parts:
-        for source in _sources(weights, tensor_map, ignored):
-            found = _place(weights, source, tensor_map, slots)
+        canonical = _canonical(weights, tensor_map)
+        stands_for = {canonical[name]: name for _, name in tensor_map.same if name in canonical}
+        for source in _sources(weights, tensor_map, canonical, ignored):
+            known_as = stands_for.get(source, source)
+            found = _place(weights, source, tensor_map.targets(known_as), slots)
             if not found:
                 unplaced.append((weights, source, tensor_map))
             placements |= found
@@ -107,9 +110,14 @@ def _canonical(weights: Weights, tensor_map: TensorMap) -> dict[str, str]:
     return found
 
 
-def _sources(weights: Weights, tensor_map: TensorMap, ignored: list[tuple[str, str]]) -> list[str]:
+def _sources(
+    weights: Weights,
+    tensor_map: TensorMap,
+    canonical: Mapping[str, str],
+    ignored: list[tuple[str, str]],
+) -> list[str]:
     """The tensors that must have a place; adds the others to `ignored`."""
-    canonical, kept = _canonical(weights, tensor_map), []
+    kept = []
     for name in weights.names():
         first = canonical.get(name, name)
         if tensor_map.is_ignored(name):
@@ -142,15 +150,16 @@ def equal(weights: Weights, first: str, second: str) -> bool:
 
 
 def _place(
-    weights: Weights, source: str, tensor_map: TensorMap, slots: Mapping[str, Slot]
+    weights: Weights,
+    source: str,
+    targets: Iterable[tuple[Rule, str]],
+    slots: Mapping[str, Slot],
 ) -> dict[str, Placement]:
     """The slots that a tensor fills: its namesakes, or each expert made of its dense block."""
-    canonical, found = _canonical(weights, tensor_map), {}
-    stands_for = {canonical[name]: name for _, name in tensor_map.same if name in canonical}
-    for row, target in tensor_map.targets(stands_for.get(source, source)):
-        experts = _experts_of(target, slots)
-        for name in [target] if target in slots else experts:
-            copied = target in slots
+    found = {}
+    for row, target in targets:
+        copied = target in slots
+        for name in [target] if copied else _experts_of(target, slots):
             found[name] = Placement(weights, source, row.transform, copied, row)
     return found
 

@@ -72,7 +72,8 @@ def randomize_(model, seed):
             else:
                 spread = 0.5 if "relative_attention_bias" in name else weight[0].numel() ** -0.5
                 spread = 1.0 if "router" in name else spread
-                spread = 0.5 if name in ("shared.weight", "lm_head.weight") else spread
+                spread = 0.5 if name == "shared.weight" else spread
+                spread *= 2.0 if name == "lm_head.weight" else 1.0  # logits as a trained model has
                 spread *= model.config.d_kv**-0.5 if name.endswith(".q.weight") else 1.0
                 weight.normal_(0.0, spread, generator=generator)
     return model.eval()
