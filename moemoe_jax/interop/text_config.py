@@ -138,7 +138,8 @@ def _switch(settings: Settings, tied: bool) -> Seq2SeqConfig:
 
     transformers drops the tokens of a row past `expert_capacity` for one expert; here nothing is
     dropped (`model.moe.capacity_factor` sets a capacity). Rows of at most that many tokens are
-    never cut there, and agree.
+    never cut there, and agree. The weights of its router losses are settings of a training:
+    `loss.aux_weight` and `loss.z_weight`.
     """
     settings.fixed(router_bias=False, router_dtype="float32", dense_act_fn="relu")
     settings.integer("expert_capacity", 64)

@@ -148,7 +148,7 @@ def test_a_failure_while_writing_leaves_no_work_directory(downloaded, tmp_path, 
         raise OSError(28, "No space left on device", "disk")
 
     monkeypatch.setattr(importing.Checkpoints, "save", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="w cannot be written: No space left on device"):
         import_parts(
             folders.config(), str(downloaded / "text"), str(downloaded / "vision"),
             str(tmp_path / "w"), lambda _: None,

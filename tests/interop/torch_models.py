@@ -71,7 +71,7 @@ def randomize_(model, seed):
                 weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
             else:
                 spread = 0.5 if "relative_attention_bias" in name else weight[0].numel() ** -0.5
-                spread = 1.0 if "router" in name else spread
+                spread *= 4.0 if "router" in name else 1.0  # decided, and not by rounding
                 spread = 0.5 if name == "shared.weight" else spread
                 spread *= 2.0 if name == "lm_head.weight" else 1.0  # logits as a trained model has
                 spread *= model.config.d_kv**-0.5 if name.endswith(".q.weight") else 1.0
