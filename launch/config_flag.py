@@ -1,5 +1,7 @@
 """The flag `--config=file.py[:argument]` and its overrides `--config.a.b=value`.
 
+`--config=WORKDIR/config.json` takes the settings of a work directory.
+
 The file is loaded here and handed to ml_collections as a ConfigDict, so that each mistake in the
 file, its name, its argument or an override can be told in one line.
 """
@@ -42,10 +44,10 @@ def define_config(argv: Sequence[str], default: str) -> list[str]:
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """Runs `get_config` of a config file.
+    """Runs `get_config` of a config file, or reads a work directory's config.json.
 
     Args:
-      spec: "file.py" or "file.py:argument".
+      spec: "file.py", "file.py:argument" or "folder/config.json".
 
     Raises:
       UserError: no such file, or it fails; names the line where it does.
@@ -54,6 +56,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--config={spec}: there is no file {name}{_near(path)}")
+    if path.suffix == ".json":
+        return _saved(path)
     try:
         module = _module(path)
         config = module.get_config(argument) if colon else module.get_config()
@@ -67,6 +71,23 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{name}: get_config() must return a ConfigDict, not {config!r}")
     return config
+
+
+def _saved(path: Path) -> ml_collections.ConfigDict:
+    """The settings of a work directory."""
+    import json
+
+    from moemoe_jax.experiment import from_json
+
+    try:
+        mapping = json.loads(path.read_text())
+        if not isinstance(mapping, dict):
+            raise ValueError("not an object")
+        return from_json(mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
 def _line(file: str, error: Exception) -> str:

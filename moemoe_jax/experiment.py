@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from moemoe_jax.config_tree import from_mapping, to_config_dict
+from moemoe_jax.config_tree import from_mapping, nearest, to_config_dict
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.table import EvalConfig
@@ -36,6 +36,9 @@ DERIVED = frozenset(
         "evaluation.no_answer_text",
     }
 )
+
+# Groups whose names are the user's own: they replace the default's.
+BY_NAME = frozenset({"data.sources", "data.question_templates"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,7 @@ def from_config_dict(
     model = dict(mapping.get("model", {}))
     for path in DERIVED:
         _refuse(mapping, path)
-    text = {"vocab_size": vocab_size} if vocab_size is not None else {}
-    model["text"] = {**model.get("text", {}), **text}
+    model["text"] = {**model.get("text", {}), **_vocabulary(data, vocab_size)}
     vision = dict(model.get("vision", {}))
     if any(source.kind == "image" for source in data.sources):
         vision["image_size"] = data.image_size
@@ -103,6 +105,18 @@ def from_config_dict(
     return from_mapping(ExperimentConfig, rest, "", model=built, data=data)
 
 
+def _vocabulary(data: DataConfig, pieces: int | None) -> dict[str, int]:
+    """The model's vocabulary: as many rows as the settings ask for, or as there are pieces."""
+    rows = data.vocab_rows
+    if rows is not None and rows < (pieces or 1):
+        raise UserError(
+            f"data.vocab_rows is {rows}, but the tokenizer has {pieces or 'more'} pieces; give the "
+            "model's own tokenizer, or at least as many rows"
+        )
+    rows = rows or pieces
+    return {} if rows is None else {"vocab_size": rows}
+
+
 def _refuse(mapping: Mapping[str, Any], path: str) -> None:
     node = mapping
     for part in path.split("."):
@@ -110,6 +124,42 @@ def _refuse(mapping: Mapping[str, Any], path: str) -> None:
             return
         node = node[part]
     raise UserError(f"{path} follows from data and the tokenizer; set it there, not in the model")
+
+
+def from_json(mapping: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The settings that `config.json` keeps, for flags to change and to train with again.
+
+    Raises:
+      UserError: for a key that there is no more, or a value of another type.
+    """
+    config = default_config()
+    _overlay(config, mapping, "")
+    return config
+
+
+def _overlay(config: ml_collections.ConfigDict, mapping: Mapping[str, Any], path: str) -> None:
+    for key, value in mapping.items():
+        where = f"{path}.{key}" if path else key
+        if where in BY_NAME:
+            config[key] = ml_collections.ConfigDict(_tuples(value))
+        elif key not in config:
+            raise UserError(f"{where} does not exist{nearest(key, list(config))}")
+        elif isinstance(config[key], ml_collections.ConfigDict):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where} is {value!r}, but it is a group of settings")
+            _overlay(config[key], value, where)
+        else:
+            try:
+                config[key] = _tuples(value)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{where} is {value!r}: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of, as the tuples that it was."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

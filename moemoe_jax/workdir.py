@@ -4,6 +4,7 @@
     metrics.jsonl   tensorboard/   rejects.jsonl
     eval/<split>/{metrics.json, answers.jsonl, report.html}
 
+An import leaves imported.txt as well, the table of what came from where.
 Copy the folder, and it runs elsewhere.
 """
 

@@ -8,6 +8,7 @@ from moemoe_jax.experiment import (
     ExperimentConfig,
     default_config,
     from_config_dict,
+    from_json,
     to_json,
 )
 from moemoe_jax.models.config import SourceSpec
@@ -97,3 +98,37 @@ def test_json_keeps_every_setting_and_equal_settings_are_equal_text():
     again.optimizer.learning_rate = 3e-4
     assert to_json(again) == text
     assert text.endswith("}\n") and list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_config_json_gives_the_settings_back():
+    config = default_config()
+    del config.data.sources.image
+    config.data.sources.title = {"kind": "text", "fields": ("title",)}
+    config.data.question_templates = {"color": "which {attribute}?"}
+    config.model.vision.depths = (2, 2, 18, 2)
+    config.model.moe.capacity_factor = 1.5
+    again = from_json(json.loads(to_json(config)))
+    assert to_json(again) == to_json(config)
+    assert again.model.vision.depths == (2, 2, 18, 2)
+    assert from_config_dict(again).data == from_config_dict(config).data
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"data": {"txt_length": 8}}, r"data\.txt_length does not exist; did you mean text_length"),
+        ({"data": 3}, r"data is 3, but it is a group of settings"),
+        ({"data": {"text_length": "long"}}, r"data\.text_length is 'long'"),
+    ],
+)
+def test_config_json_of_other_settings_is_refused(mapping, message):
+    with pytest.raises(UserError, match=message):
+        from_json(mapping)
+
+
+def test_token_tables_may_have_more_rows_than_there_are_pieces():
+    config = default_config()
+    config.data.vocab_rows = 32128
+    assert from_config_dict(config, vocab_size=32100).model.text.vocab_size == 32128
+    with pytest.raises(UserError, match="vocab_rows is 32128, but the tokenizer has 32200 pieces"):
+        from_config_dict(config, vocab_size=32200)

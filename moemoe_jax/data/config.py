@@ -125,6 +125,8 @@ class DataConfig:
         the words of all their answers; it belongs to the data, so to every split alike.
       max_reject_fraction: share of bad records above which a job fails.
       tokenizer: folder of a T5 tokenizer; empty trains one of `tokenizer_vocab_size` pieces.
+      vocab_rows: rows of the token tables, of which published T5s have some more than pieces; None
+        takes as many as the tokenizer has pieces.
       threads, prefetch: threads that make batches (0: the caller's own), and batches made ahead.
       cache_images_mib, cache_text_mib: memory for decoded images and for tokenised texts, a reader.
       augment: what training changes at random.
@@ -157,6 +159,7 @@ class DataConfig:
     max_reject_fraction: float = 0.01
     tokenizer: str = ""
     tokenizer_vocab_size: int = 8000
+    vocab_rows: int | None = None
     threads: int = 2
     prefetch: int = 4
     cache_images_mib: int = 512

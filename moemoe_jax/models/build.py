@@ -1,5 +1,7 @@
 """Making a model's parameters where they belong on the mesh, and knowing their shapes without."""
 
+from collections.abc import Collection
+
 from flax import nnx
 import jax
 from jax.sharding import Mesh
@@ -7,6 +9,8 @@ from jax.sharding import Mesh
 from moemoe_jax.models.config import MoEMoEConfig
 from moemoe_jax.models.moemoe import MoEMoE
 from moemoe_jax.parallel.sharding import param_shardings
+
+Path = tuple[str | int, ...]
 
 
 def abstract_model(config: MoEMoEConfig) -> MoEMoE:
@@ -29,3 +33,30 @@ def create_model(config: MoEMoEConfig, seed: int, mesh: Mesh) -> MoEMoE:
 
     made = jax.jit(make, out_shardings=param_shardings(shapes, mesh))(jax.random.key(seed))
     return nnx.merge(graph, made)
+
+
+def create_parameters(
+    config: MoEMoEConfig, seed: int, mesh: Mesh, paths: Collection[Path]
+) -> dict[Path, jax.Array]:
+    """Initialises some of the parameters, with the values that `create_model` gives them.
+
+    Args:
+      config: what the model is made of.
+      seed: of the random values.
+      mesh: where they go.
+      paths: of the parameters, as `nnx.to_flat_state` has them.
+    """
+    named = {"/".join(map(str, path)): path for path in paths}
+
+    def pick(state: nnx.State) -> dict[str, jax.Array]:
+        flat = dict(nnx.to_flat_state(state))
+        return {name: jax.tree.leaves(flat[path])[0] for name, path in named.items()}
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        return pick(nnx.state(MoEMoE(config, rngs=nnx.Rngs(params=key))))
+
+    shapes = nnx.state(abstract_model(config))
+    # What is not asked for is not computed: the compiler leaves it out.
+    places = pick(param_shardings(shapes, mesh))
+    made = jax.jit(make, out_shardings=places)(jax.random.key(seed)) if named else {}
+    return {path: made[name] for name, path in named.items()}

@@ -147,6 +147,9 @@ class MoEMoEConfig:
 
     def _check_routing(self):
         level, layers = self.moe.routing_level, self.moe_layers
+        for stack in ("question_encoder", "context_encoder"):
+            layers.of(stack, self.text.num_layers)
+        layers.of("decoder", self.text.num_decoder_layers)
         if level == "sequence" and layers.decoder != "none":
             raise ValueError(
                 "model.moe.routing_level=sequence averages over a whole answer, so a decoder would "

@@ -247,7 +247,8 @@ class MoEMoE(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores the vocabulary: [..., D] → float32 [..., V]."""
-        return logits(hidden, self.lm_head or self.decoder_embedding)
+        head = self.lm_head or self.decoder_embedding
+        return logits(hidden, head, self.config.text.scales_logits)
 
     # --- the whole --------------------------------------------------------------------------------
 

@@ -261,14 +261,15 @@ def lm_head(config: T5Config, *, rngs: nnx.Rngs) -> Linear:
     return Linear(config.d_model, config.vocab_size, init=init, axes=axes, dtype=dtype, rngs=rngs)
 
 
-def logits(hidden: jax.Array, head: Embed | Linear) -> jax.Array:
+def logits(hidden: jax.Array, head: Embed | Linear, scale: bool) -> jax.Array:
     """Vocabulary scores float32 [..., V] of hidden [..., D].
 
-    A tied head (the embedding table) takes hidden * D^-1/2; one of its own takes it as it is.
+    Args:
+      hidden: from the decoder.
+      head: the embedding table, where it is tied, or a projection of its own.
+      scale: whether to take hidden * D^-1/2, as `T5Config.scales_logits` says.
     """
-    if isinstance(head, Embed):
-        kernel, hidden = head.table[...].T, hidden * hidden.shape[-1] ** -0.5
-    else:
-        kernel = head.kernel[...]
+    kernel = head.table[...].T if isinstance(head, Embed) else head.kernel[...]
+    hidden = hidden * hidden.shape[-1] ** -0.5 if scale else hidden
     kernel = kernel.astype(head.dtype)
     return jnp.matmul(hidden.astype(head.dtype), kernel, preferred_element_type=jnp.float32)

@@ -35,7 +35,9 @@ class T5Config:
       num_layers: encoder blocks.
       num_decoder_layers: decoder blocks.
       activation: "relu" (T5 1.0) or "gated-gelu" (T5 1.1, Flan, mT5, umT5).
-      tie_word_embeddings: the logits reuse the embedding table, scaled by d_model^-1/2.
+      tie_word_embeddings: the logits reuse the embedding table.
+      scale_logits: whether the hidden states are scaled by d_model^-1/2 for the logits; None means
+        that they are where the embeddings are tied, as in every T5 that Google published.
       dropout: rate, everywhere that T5 has dropout.
       relative_buckets: buckets of the relative position bias.
       relative_max_distance: distances from here on share a bucket.
@@ -55,6 +57,7 @@ class T5Config:
     num_decoder_layers: int = 6
     activation: str = "relu"
     tie_word_embeddings: bool = True
+    scale_logits: bool | None = None
     dropout: float = 0.1
     relative_buckets: int = 32
     relative_max_distance: int = 128
@@ -88,6 +91,11 @@ class T5Config:
                 f"T5Config.relative_max_distance is {self.relative_max_distance}; it must exceed"
                 f" relative_buckets / 2 = {self.relative_buckets // 2}"
             )
+
+    @property
+    def scales_logits(self) -> bool:
+        """What `scale_logits` comes to."""
+        return self.tie_word_embeddings if self.scale_logits is None else self.scale_logits
 
 
 def relative_bias(config: T5Config, decoder: bool, rngs: nnx.Rngs) -> RelativeBias:

@@ -39,6 +39,8 @@ class Checkpoints:
       best_metric: name of the metric that ranks checkpoints; None keeps only the newest.
       best_mode: "max" or "min".
       read_only: for readers beside a running training: nothing is made, cleaned or deleted.
+      in_flight: bytes of arrays that may be on their way to disk at a time, each of which takes
+        that much memory once more; more than the largest array has. None is no limit.
 
     Raises:
       UserError: for counts or a mode that make no sense, or nothing to read.
@@ -53,6 +55,7 @@ class Checkpoints:
         best_metric: str | None = None,
         best_mode: str = "max",
         read_only: bool = False,
+        in_flight: int | None = None,
     ):
         if keep_last < 1 or keep_best < 0:
             raise UserError(f"keep_last {keep_last} must be 1 or more, keep_best {keep_best} 0 up")
@@ -76,7 +79,9 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
             ),
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(
+                    save_concurrent_gb=None if in_flight is None else in_flight / 10**9
+                ),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )

@@ -65,7 +65,8 @@ def initialise_from(
         if value.shape != variable[...].shape:
             raise UserError(
                 f"init.work_dir has {name} in shape {source[name][...].shape}, "
-                f"this model needs {variable[...].shape}; make the settings under model equal"
+                f"this model needs {variable[...].shape}; make the settings under model equal, or "
+                "start from its config.json: --config=WORKDIR/config.json"
             )
         variable[...] = jnp.asarray(value, variable[...].dtype)
     target.commit()

@@ -43,9 +43,10 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     Raises:
       UserError: for settings, data or a work directory that do not fit.
     """
+    workdir = WorkDir(_local(path))
+    mapping = _with_vocabulary(mapping, workdir)
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
-    workdir = WorkDir(_local(path))
     resuming = workdir.belongs_to(document)
     data = open_data(mapping, workdir, resuming, say)
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
@@ -57,7 +58,8 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         best_metric=config.train.best_metric,
     )
     with checkpoints, contextlib.closing(data.train):
-        state, frozen, metrics = _start(config, run, data, checkpoints, resuming, say)
+        start = workdir if resuming else None
+        state, frozen, metrics = _start(config, run, data, checkpoints, start, say)
         data.tokenizer.save(workdir.tokenizer)
         workdir.write_attributes(data.train.attributes)
         workdir.claim(document)
@@ -65,6 +67,22 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         with MetricsWriter(workdir.path, resume_step=int(state.step) or None) as writer:
             trainer = _Trainer(config, run, data, checkpoints, writer, frozen, metrics)
             return trainer.run(state)
+
+
+def _with_vocabulary(
+    mapping: ml_collections.ConfigDict, workdir: WorkDir
+) -> ml_collections.ConfigDict:
+    """The settings, with as many rows in the token tables as the run to start from has.
+
+    An imported model has more of them than its tokenizer has pieces.
+    """
+    start = mapping.init.work_dir
+    if not start or mapping.data.vocab_rows is not None:
+        return mapping
+    saved = (workdir if workdir.config.exists() else WorkDir.open(start)).read_config()
+    mapping = mapping.copy_and_resolve_references()
+    mapping.data.vocab_rows = saved["data"].get("vocab_rows")
+    return mapping
 
 
 def _local(path: str):
@@ -78,10 +96,13 @@ def _start(
     run: Run,
     data: Data,
     checkpoints: Checkpoints,
-    resuming: bool,
+    resuming: WorkDir | None,
     say: Say,
 ) -> tuple[TrainState, nnx.State, dict[str, float]]:
     """The state to go on from, the frozen parameters and the metrics of the last evaluation."""
+    if resuming and checkpoints.latest_step() == 0:
+        # An imported model: parameters alone, which the training starts from.
+        return *first_state(config, run, say, resuming), {}
     if resuming and checkpoints.latest_step() is not None:
         state, frozen = run.abstract
         restored = checkpoints.restore_latest(_tree(state, frozen))

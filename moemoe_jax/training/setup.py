@@ -166,11 +166,22 @@ def _abstract_state(
     )
 
 
-def first_state(config: ExperimentConfig, run: Run, say: Say) -> tuple[TrainState, nnx.State]:
-    """Initialises the parameters: from random values, or from `init.work_dir`."""
+def first_state(
+    config: ExperimentConfig, run: Run, say: Say, start: WorkDir | None = None
+) -> tuple[TrainState, nnx.State]:
+    """Initialises the parameters: from random values, or from a work directory.
+
+    Args:
+      config: the settings; `init.work_dir` names the work directory to start from.
+      run: what the steps share.
+      say: prints a line.
+      start: the one to start from in place of `init.work_dir`.
+    """
     model = create_model(config.model, config.train.seed, run.mesh)
-    if config.init.work_dir:
-        loaded = load(WorkDir.open(config.init.work_dir))
+    if start is None and config.init.work_dir:
+        start = WorkDir.open(config.init.work_dir)
+    if start is not None:
+        loaded = load(start)
         taken = initialise_from(
             model,
             loaded.model,
@@ -178,7 +189,7 @@ def first_state(config: ExperimentConfig, run: Run, say: Say) -> tuple[TrainStat
             key=jax.random.key(config.train.seed),
         )
         say(
-            f"init: step {loaded.step} of {config.init.work_dir}: {len(taken.copied)} parameters "
+            f"init: step {loaded.step} of {start.path}: {len(taken.copied)} parameters "
             f"copied, {len(taken.upcycled)} upcycled to experts, {len(taken.fresh)} new"
         )
     _, trained, frozen = split_trainable(model, config.train.trainable)

@@ -9,7 +9,15 @@ import pytest
 
 from tests.launch.cli import ROOT, TINY, environment, run
 
-MODULES = ("evaluate", "predict", "prepare_data", "summary", "train")
+MODULES = (
+    "evaluate",
+    "export_hf",
+    "import_hf",
+    "predict",
+    "prepare_data",
+    "summary",
+    "train",
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from moemoe_jax.models.build import abstract_model, create_model
+from moemoe_jax.models.build import abstract_model, create_model, create_parameters
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
 from tests.models.tiny import MIXTURE
@@ -51,3 +51,15 @@ def test_no_two_parameters_start_alike(spread):
     for index, kernel in enumerate(kernels):
         for other in kernels[index + 1 :]:
             assert kernel.shape != other.shape or not np.allclose(kernel, other)
+
+
+def test_some_parameters_alone_have_the_values_of_the_whole(spread):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    whole = dict(nnx.to_flat_state(nnx.state(spread)))
+    paths = [path for path in whole if "router" in path or path[0] == "gate"]
+    found = create_parameters(MIXTURE, 3, mesh, paths)
+    assert set(found) == set(paths) and len(paths) > 2
+    for path, array in found.items():
+        chex.assert_trees_all_close(array, whole[path][...], atol=1e-6)
+        assert array.sharding == whole[path][...].sharding
+    assert create_parameters(MIXTURE, 3, mesh, []) == {}

@@ -35,6 +35,7 @@ class ToyT5(nnx.Module):
 
     def __init__(self, config, **mixture):
         rngs = nnx.Rngs(0)
+        self.scale = config.scales_logits
         self.embed = token_embedding(config, rngs=rngs)
         self.encoder = T5Encoder(config, **mixture, rngs=rngs)
         self.decoder = T5Decoder(config, **mixture, rngs=rngs)
@@ -44,7 +45,7 @@ class ToyT5(nnx.Module):
         return self.encoder(self.embed(ids), ids != 0, key)[0]
 
     def logits(self, hidden):
-        return logits(hidden, self.head or self.embed)
+        return logits(hidden, self.head or self.embed, self.scale)
 
     def __call__(self, ids, decoder_ids, key=None):
         """Ids [B, K] and right-shifted answers [B, L] to logits [B, L, V]."""

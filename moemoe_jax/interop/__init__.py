@@ -1,0 +1,1 @@
+"""Hugging Face PyTorch weights, in and out."""
