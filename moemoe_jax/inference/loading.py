@@ -67,7 +67,10 @@ def load(workdir: WorkDir, checkpoint: str = "best") -> Loaded:
     name = "ema" if config.optimizer.ema_decay else "params"
     target = {name: place(trained, mesh), "frozen": place(frozen, mesh)}
     with Checkpoints(
-        workdir.checkpoints, best_metric=config.train.best_metric, read_only=True
+        workdir.checkpoints,
+        best_metric=config.train.best_metric,
+        best_mode=config.train.best_mode,
+        read_only=True,
     ) as checkpoints:
         if checkpoint == "best":
             restored = checkpoints.restore_best(target, partial=True)

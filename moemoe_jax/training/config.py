@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# What an evaluation during training gives, and which end of it is the best.
+METRICS = {"accuracy": "max", "accuracy_micro": "max", "recall_at_90p": "max", "ece": "min"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -21,7 +24,7 @@ class TrainConfig:
       log_every: steps between log lines.
       keep_last: the latest checkpoints kept.
       keep_best: checkpoints kept by `best_metric`.
-      best_metric: of the evaluation, the higher the better.
+      best_metric: of the evaluation, a name of `METRICS`.
       samples: predictions shown at each evaluation.
       max_skipped: steps in a row that may be skipped for a non-finite loss or gradient.
     """
@@ -46,6 +49,10 @@ class TrainConfig:
             raise ValueError(
                 f"train.trainable is {self.trainable!r}; choose all, experts or backbone"
             )
+        if self.best_metric not in METRICS:
+            raise ValueError(
+                f"train.best_metric is {self.best_metric!r}; choose one of {', '.join(METRICS)}"
+            )
         for name in ("accumulation", "log_every", "keep_last", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -54,6 +61,11 @@ class TrainConfig:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if not self.epochs and not self.steps:
             raise ValueError("train.epochs and train.steps are both 0; set one of them")
+
+    @property
+    def best_mode(self) -> str:
+        """Whether the best checkpoint has the largest `best_metric` ("max") or the smallest."""
+        return METRICS[self.best_metric]
 
 
 @dataclasses.dataclass(frozen=True)

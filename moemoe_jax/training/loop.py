@@ -19,6 +19,7 @@ from moemoe_jax.experiment import ExperimentConfig, from_config_dict, to_json
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.config import METRICS
 from moemoe_jax.training.logging import MetricsWriter, Progress
 from moemoe_jax.training.setup import Data, Run, first_state, open_data, plan
 from moemoe_jax.training.step import TrainState, make_train_step
@@ -56,6 +57,7 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         keep_last=config.train.keep_last,
         keep_best=config.train.keep_best,
         best_metric=config.train.best_metric,
+        best_mode=config.train.best_mode,
     )
     with checkpoints, contextlib.closing(data.train):
         start = workdir if resuming else None
@@ -244,8 +246,7 @@ class _Trainer:
         found = evaluate(
             answers, dataclasses.replace(self.config.evaluation, threshold_from="test")
         )
-        names = ("accuracy", "accuracy_micro", "recall_at_90p", "ece")
-        self.metrics = {name: found[name] for name in names if found[name] is not None}
+        self.metrics = {name: found[name] for name in METRICS if found[name] is not None}
         self.writer.write(number, {f"val/{k}": v for k, v in self.metrics.items()})
         shown = "  ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
         progress.note(f"val at step {number}: {shown}  ({len(answers)} questions)")
