@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import ml_collections
 
-from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, to_json
 from moemoe_jax.interop import derive
@@ -25,7 +25,7 @@ from moemoe_jax.interop.slots import Slot, slots
 from moemoe_jax.interop.swinv2_map import swinv2_map
 from moemoe_jax.interop.text_config import text_model
 from moemoe_jax.interop.vision_config import normalisation, vision_config
-from moemoe_jax.interop.weights import Weights, new_folder, open_weights
+from moemoe_jax.interop.weights import Weights, find_file, new_folder, open_weights
 from moemoe_jax.models.build import abstract_model, create_parameters
 from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
@@ -120,6 +120,17 @@ def import_model(
     _import(config, lambda names: [(weights, moemoe_map(names))], (), model, workdir, say)
 
 
+def load_tokenizer(folder: str) -> Tokenizer:
+    """Loads the tokenizer of a downloaded folder; a link that leads out of it is not followed.
+
+    Raises:
+      UserError: for such a link, or a folder without a tokenizer.
+    """
+    for name in TOKENIZER_FILES:
+        find_file(folder, name)
+    return Tokenizer.load(folder)
+
+
 def _import(
     config: ml_collections.ConfigDict,
     parts: Callable[[dict[str, Slot]], Parts],
@@ -131,7 +142,7 @@ def _import(
     if config.init.work_dir:
         say(f"note: init.work_dir {config.init.work_dir} is left out: the weights come from files")
         config.init.work_dir = ""
-    tokenizer = Tokenizer.load(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     settings = from_config_dict(config, tokenizer.vocab_size)
     model = abstract_model(settings.model)
     names = slots(model)
