@@ -86,7 +86,7 @@ def _saved(path: Path) -> ml_collections.ConfigDict:
         return from_json(mapping)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 

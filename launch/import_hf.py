@@ -18,6 +18,7 @@ The second trains in place, with the settings given here; the third with others,
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 import sys
 
 from absl import flags
@@ -52,7 +53,9 @@ def default_config(argv: Sequence[str]) -> str:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "model" and argument.startswith("-"):
-            return f"{value if equals else following}/config.json"
+            file = Path(value if equals else following, "config.json")
+            # Where there is none, the import says what is wrong with the folder.
+            return str(file) if file.is_file() else "configs/paper.py"
     return "configs/paper.py"
 
 

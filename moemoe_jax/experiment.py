@@ -38,7 +38,7 @@ DERIVED = frozenset(
 )
 
 # Groups whose names are the user's own: they replace the default's.
-BY_NAME = frozenset({"data.sources", "data.question_templates"})
+BY_NAME = frozenset({"data.sources", "data.question_templates", "optimizer.rate_scale"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,8 @@ def _overlay(config: ml_collections.ConfigDict, mapping: Mapping[str, Any], path
     for key, value in mapping.items():
         where = f"{path}.{key}" if path else key
         if where in BY_NAME:
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where} is {value!r}, but it is a group of settings")
             config[key] = ml_collections.ConfigDict(_tuples(value))
         elif key not in config:
             raise UserError(f"{where} does not exist{nearest(key, list(config))}")

@@ -105,6 +105,7 @@ def test_config_json_gives_the_settings_back():
     del config.data.sources.image
     config.data.sources.title = {"kind": "text", "fields": ("title",)}
     config.data.question_templates = {"color": "which {attribute}?"}
+    config.optimizer.rate_scale = {"gate": 0.1, "decoder/stack": 2.0}
     config.model.vision.depths = (2, 2, 18, 2)
     config.model.moe.capacity_factor = 1.5
     again = from_json(json.loads(to_json(config)))
@@ -118,6 +119,7 @@ def test_config_json_gives_the_settings_back():
     [
         ({"data": {"txt_length": 8}}, r"data\.txt_length does not exist; did you mean text_length"),
         ({"data": 3}, r"data is 3, but it is a group of settings"),
+        ({"data": {"sources": [1]}}, r"data\.sources is \[1\], but it is a group of settings"),
         ({"data": {"text_length": "long"}}, r"data\.text_length is 'long'"),
     ],
 )

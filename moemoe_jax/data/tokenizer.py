@@ -199,7 +199,8 @@ class Tokenizer:
         Args:
           texts: titles, descriptions, questions, answers.
           vocab_size: the most pieces; small texts give fewer, which is logged.
-          single: words that are to be one piece each, such as the one for "no answer".
+          single: what is to be one piece each, such as the word for "no answer"; a text of several
+            words is left to the pieces of each.
 
         Raises:
           UserError: no text, or too few pieces for the characters that the texts use.
@@ -220,7 +221,7 @@ class Tokenizer:
                 unk_id=UNK_ID,
                 bos_id=-1,
                 pad_piece="<pad>",
-                user_defined_symbols=["▁" + normalise(word) for word in single],
+                user_defined_symbols=["▁" + w for w in map(normalise, single) if " " not in w],
                 byte_fallback=True,
                 required_chars="".join(c for c in string.printable if not c.isspace()),
                 normalization_rule_name="identity",

@@ -5,7 +5,6 @@ import functools
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -107,7 +106,7 @@ def answer_batch(
 
     Returns:
       ids, int32 [P, Q, L]; confidence, float32 [P, Q]; and the mean weight of each source over the
-      tokens, float32 [P, Q, S].
+      tokens where it counts, float32 [P, Q, S].
     """
     model = nnx.merge(graph, *params)
     index, asked = batch["question_index"], batch["question_valid"]
@@ -115,4 +114,4 @@ def answer_batch(
     fused = model.fuse(question, index, sources, model.present(batch))
     ids, log_probs = greedy(model, fused, model.question_vectors(question, index), asked, length)
     scores = sequence_confidence(log_probs, decoded(ids, asked), confidence)
-    return ids, scores, jnp.mean(fused.weights, axis=-1)
+    return ids, scores, fused.shares

@@ -117,6 +117,9 @@ def import_model(
             "--text and --vision for models of Hugging Face"
         )
     config = config.copy_and_resolve_references()
+    if config.data.tokenizer:
+        say(f"note: data.tokenizer {config.data.tokenizer} is left out: the model has its own")
+        config.data.tokenizer = ""
     _import(config, lambda names: [(weights, moemoe_map(names))], (), model, workdir, say)
 
 

@@ -85,7 +85,7 @@ class TensorMap:
       same: (alias, name) pairs of sources that must hold the same values where both are there; the
         name may be missing if the alias is there.
       ignored: patterns of sources that hold nothing a model needs.
-      prefix: what stands in front of every source name of a file but `unprefixed`.
+      prefix: what stands in front of every source name of a file.
     """
 
     rules: tuple[Rule, ...]

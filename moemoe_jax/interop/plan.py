@@ -183,7 +183,7 @@ def _check(name: str, placement: Placement, slot: Slot) -> None:
         wanted = placement.transform.inverse_shape(slot.shape)
         raise UserError(
             f"{weights.file(source)} has {source} in shape {shape}, but by {weights.folder}/"
-            f"config.json it is {wanted} (for {name}): they are of different models"
+            f"config.json and the settings it is {wanted} (for {name}): of different models"
         )
 
 

@@ -18,7 +18,7 @@ from moemoe_jax.interop.maps import Roles, TensorMap
 from moemoe_jax.interop.plan import equal
 from moemoe_jax.interop.settings import Settings
 from moemoe_jax.interop.switch_map import switch_map
-from moemoe_jax.interop.t5_map import t5_map
+from moemoe_jax.interop.t5_map import SAME_TABLE, t5_map
 from moemoe_jax.interop.weights import Weights
 from moemoe_jax.models.seq2seq import Seq2SeqConfig
 from moemoe_jax.nn.moe import MoEConfig
@@ -57,10 +57,10 @@ def text_model(weights: Weights) -> TextModel:
     settings.fixed(decoder_start_token_id=0)
     if "quantization_config" in weights.config:
         settings.refuse("quantization_config", "quantised weights are not read")
-    if "lm_head.weight" in weights.names() and "shared.weight" in weights.names():
-        tied = equal(weights, "lm_head.weight", "shared.weight")
-    else:
-        tied = True
+    names = set(weights.names())
+    tables = [name for pair in SAME_TABLE for name in reversed(pair) if name in names]
+    tied = "lm_head.weight" not in names or not tables
+    tied = tied or equal(weights, "lm_head.weight", tables[0])
     try:
         return TextModel(kind, _READERS[kind](settings, tied))
     except UserError:

@@ -38,11 +38,14 @@ class Fused:
       sources: float [P, S, K, D], shared by all the questions of a product.
       weights: float32 [P, Q, S, K], or None for all ones.
       valid: bool [P, Q, K], the tokens that cross-attention may look at.
+      shares: float32 [P, Q, S], the mean weight of each source over the tokens where it counts, to
+        be reported; None where nothing was weighed.
     """
 
     sources: jax.Array
     weights: jax.Array | None
     valid: jax.Array
+    shares: jax.Array | None = None
 
 
 def literal(fused: Fused) -> Fused:
@@ -248,6 +251,15 @@ def gate_weights(logits: jax.Array, counts: jax.Array, norm: str) -> jax.Array:
       float32 [P, Q, S, K].
     """
     return GATE_NORMS[norm](logits.astype(jnp.float32), counts[:, None])
+
+
+def source_shares(weights: jax.Array, counts: jax.Array) -> jax.Array:
+    """Returns the mean of weights [P, Q, S, K] over the tokens that count, float32 [P, Q, S].
+
+    The zeros elsewhere do not enter it: how much a question makes of a text does not depend on
+    how long that is. A source that a product lacks has zero.
+    """
+    return jnp.sum(weights, axis=-1) / jnp.maximum(jnp.sum(counts, axis=-1), 1)[:, None]
 
 
 # --- which tokens of e the decoder may look at ----------------------------------------------------

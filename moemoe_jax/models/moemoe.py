@@ -27,6 +27,7 @@ from moemoe_jax.models.fusion import (
     literal,
     mean_pool,
     repeat_image,
+    source_shares,
 )
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
@@ -46,7 +47,8 @@ class Outputs:
       alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
         encoder.
       alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
-      source_weights: float32 [P, Q, S], the mean weight of each source over the tokens (eq 4).
+      source_weights: float32 [P, Q, S], the mean weight of each source over the tokens where it
+        counts (eq 4).
       moe: statistics of each mixture layer, by "stack/layer".
     """
 
@@ -173,11 +175,8 @@ class MoEMoE(nnx.Module):
         config = self.config
         stacked = jnp.stack([source.tokens for source in sources], axis=1)
         real = jnp.stack([source.valid for source in sources], axis=1)
-        weights = gate_weights(
-            self.gate(question, index, stacked),
-            counting_tokens(real, present, config.fusion.padding),
-            config.fusion.gate_norm,
-        )
+        counts = counting_tokens(real, present, config.fusion.padding)
+        weights = gate_weights(self.gate(question, index, stacked), counts, config.fusion.gate_norm)
         valid = fusion_valid(
             real,
             present,
@@ -188,6 +187,7 @@ class MoEMoE(nnx.Module):
             sources=stacked,
             weights=weights,
             valid=jnp.broadcast_to(valid[:, None], (*index.shape, valid.shape[-1])),
+            shares=source_shares(weights, counts),
         )
 
     def decode(
@@ -311,7 +311,7 @@ class MoEMoE(nnx.Module):
             logits=logits,
             alignment=alignment,
             alignment_variance=variance,
-            source_weights=jnp.mean(fused.weights, axis=-1),
+            source_weights=fused.shares,
             moe=stats | found,
         )
 

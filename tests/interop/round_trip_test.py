@@ -27,9 +27,14 @@ def quiet(line):
 def one_device(monkeypatch, request):
     """As on a laptop: writing what eight devices hold copies of compiles a program an array."""
     transformers.logging.set_verbosity_error()
-    if "eight_devices" not in request.keywords:
+    if "eight_devices" not in request.fixturenames:
         first = jax.devices()[:1]
         monkeypatch.setattr(jax, "devices", lambda: first)
+
+
+@pytest.fixture
+def eight_devices():
+    """For a test that is to see all of them."""
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +149,8 @@ def test_a_mixture_of_copies_answers_as_the_dense_block_and_noise_moves_each_cop
         imported("moe", 0.0)
 
 
-@pytest.mark.parametrize("eight_devices", [True])
-def test_arrays_are_filled_where_their_shards_are(tmp_path, eight_devices):
+@pytest.mark.usefixtures("eight_devices")
+def test_arrays_are_filled_where_their_shards_are(tmp_path):
     folders.save_text("switch", tmp_path / "text")
     found = []
     for name, sharded in (("whole", False), ("sharded", True)):

@@ -128,6 +128,11 @@ def test_padding_that_counts_as_zero_is_not_in_e():
     weights = fusion.gate_weights(jnp.ones((1, 1, 2, 3)), counts, "none")
     e = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 3), bool))).sources
     chex.assert_trees_all_close(e, jnp.array([[[[11.0], [2.0], [3.0]]]]))
+    # Both have weight one wherever they count, and the short one's zeros do not lower its mean.
+    shares = fusion.source_shares(weights, counts)
+    chex.assert_trees_all_close(shares, jnp.array([[[1.0, 1.0]]]))
+    nowhere = fusion.source_shares(weights * 0, counts & False)
+    chex.assert_trees_all_close(nowhere, jnp.zeros((1, 1, 2)))
 
 
 def test_every_padding_is_tried_above():
