@@ -1,6 +1,17 @@
 """Every test session sees eight CPU devices, so that no multi-device test can skip."""
 
-import jax
+import os
+
+# Most of the time of these tests is compilation, and nothing here runs long enough to pay for
+# thorough one. The command-line tests' processes inherit this.
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *QUICK))
+
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")

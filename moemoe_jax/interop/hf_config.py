@@ -138,7 +138,14 @@ def copies(kind: str, text: T5Config) -> dict[str, str]:
 
 
 def vision_config(config: SwinV2Config) -> dict[str, Any]:
-    """The config.json of an image model."""
+    """The config.json of an image model.
+
+    Raises:
+      NoClassError: transformers has no class for it.
+    """
+    if config.absolute_positions:
+        # Its own option of that name expects one position more than an image has patches.
+        raise NoClassError("it has model.vision.absolute_positions, and Swinv2Model has none")
     return {
         "architectures": ["Swinv2Model"],
         "model_type": "swinv2",

@@ -38,6 +38,9 @@ class SwinV2Config:
       pretrained_window_sizes: the side that imported weights were trained with, 0 = `window_size`.
       mlp_ratio: hidden width of a block's MLP, in units of its channels.
       qkv_bias: whether queries and values have a bias; keys never do.
+      absolute_positions: whether a learned vector of its place is added to every patch. SwinV2 as
+        published has none: a window does not know where in the image it is, and pretraining has to
+        make up for that. A small model trained from scratch sees far sooner with it.
       dropout: on the embedded patches and on the MLPs' outputs.
       attention_dropout: on attention weights and on the attention's output.
       drop_path: chance that a sample skips a sublayer; grows from 0 at the first block to this.
@@ -56,6 +59,7 @@ class SwinV2Config:
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
+    absolute_positions: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.1
@@ -254,6 +258,17 @@ class Stage(nnx.Module):
         return x if self.merge is None else self.merge(x)
 
 
+def _positions(config: SwinV2Config, rngs: nnx.Rngs) -> nnx.Param:
+    """A vector for every patch, [M, N, C].
+
+    They start as large as the patches they are added to: at the usual 0.02, places are hard to tell
+    apart for hundreds of steps, and what the vectors are for is not learned sooner than without.
+    """
+    side = -(-config.image_size // config.patch_size)
+    shape = (side, side, config.embed_dim)
+    return param(rngs, shape, nnx.initializers.normal(1.0), (None,) * 3)
+
+
 class SwinV2(nnx.Module):
     """The image encoder: normalised pixels in, tokens of the last map out."""
 
@@ -261,6 +276,7 @@ class SwinV2(nnx.Module):
         self.config = config
         self.patch_embedding = PatchEmbedding(config, rngs=rngs)
         self.patch_norm = LayerNorm(config.embed_dim, config.epsilon, rngs=rngs)
+        self.positions = _positions(config, rngs) if config.absolute_positions else None
         self.stages = nnx.List([Stage(config, i, rngs=rngs) for i in range(len(config.depths))])
         self.final_norm = LayerNorm(config.width, config.epsilon, rngs=rngs)
 
@@ -282,7 +298,10 @@ class SwinV2(nnx.Module):
         if pixels.ndim != 4 or pixels.shape[1:] != expected:
             raise ValueError(f"images of shape {pixels.shape}; expected [batch, *{expected}]")
         first, *keys = rng.split(key, 1 + len(self.stages))
-        x = rng.dropout(self.patch_norm(self.patch_embedding(pixels)), config.dropout, first)
+        x = self.patch_norm(self.patch_embedding(pixels))
+        if self.positions is not None:
+            x += self.positions[...].astype(x.dtype)
+        x = rng.dropout(x, config.dropout, first)
         for stage, stage_key in zip(self.stages, keys, strict=True):
             x = stage(x, stage_key)
         return self.final_norm(x.reshape(x.shape[0], -1, config.width))

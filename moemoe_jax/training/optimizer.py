@@ -26,7 +26,7 @@ SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 
 # Rank-two parameters that are spared: gains and tables are no matrices, and the small network that
 # makes Swin V2's position bias is left alone as its authors do.
-_NO_DECAY = re.compile(r"norm|relative|position_bias|bias_mlp|logit_scale|(^|/)bias(/value)?$")
+_NO_DECAY = re.compile(r"norm|relative|position|bias_mlp|logit_scale|(^|/)bias(/value)?$")
 
 
 @dataclasses.dataclass(frozen=True)

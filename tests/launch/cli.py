@@ -10,15 +10,11 @@ TINY = "tests/launch/tiny.py"
 
 
 def environment(cache=None):
-    """One CPU device, compilers told to be quick rather than thorough, no programs of others."""
-    flags = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false"
-    )
+    """One CPU device; compilers are told to be quick (tests/conftest.py); no programs of others."""
     kept = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if cache:
         kept = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **kept}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **kept}
 
 
 def command(module, *arguments):

@@ -155,6 +155,31 @@ def test_drop_path_grows_linearly_and_drops_whole_samples():
     chex.assert_trees_all_equal(blocks[0].skip(kept, jax.random.key(0)), kept)
 
 
+def test_absolute_positions_are_added_to_the_normalised_patches():
+    config = dataclasses.replace(SINGLE, absolute_positions=True)
+    model, plain = SwinV2(config, rngs=nnx.Rngs(0)), SwinV2(SINGLE, rngs=nnx.Rngs(0))
+    assert model.positions.shape == (8, 8, 16)
+    state = nnx.state(model)
+    positions = state.pop("positions")[...]
+    assert 0.9 < positions.std() < 1.1
+    nnx.update(plain, state)
+    everywhere = jax.random.normal(jax.random.key(1), (16,))
+    model.positions[...] = jnp.broadcast_to(everywhere, positions.shape)
+    plain.patch_norm.bias[...] += everywhere
+    pixels = jnp.asarray(images(config))
+    chex.assert_trees_all_close(model(pixels), plain(pixels), atol=1e-5)
+
+
+def test_only_absolute_positions_tell_the_places_of_an_empty_image_apart():
+    one_block = dataclasses.replace(SINGLE, depths=(1,))
+    for absolute in (False, True):
+        config = dataclasses.replace(one_block, absolute_positions=absolute)
+        tokens = SwinV2(config, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3)))[0]
+        distances = jnp.linalg.norm(tokens[:, None] - tokens[None], axis=-1)
+        distances = distances[~np.eye(len(tokens), dtype=bool)]
+        assert (distances.min() > 0.1) if absolute else (distances.max() < 1e-4)
+
+
 def test_a_zero_vector_has_no_direction_and_no_gradient():
     x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     chex.assert_trees_all_close(unit(x), jnp.array([[0.6, 0.8], [0.0, 0.0]]), rtol=1e-6)
