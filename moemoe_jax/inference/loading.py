@@ -49,12 +49,14 @@ class Loaded:
         return nnx.merge(self.graph, *self.params)
 
 
-def load(workdir: WorkDir, checkpoint: str = "best") -> Loaded:
+def load(workdir: WorkDir, checkpoint: str = "best", mesh: Mesh | None = None) -> Loaded:
     """Loads the model of a work directory.
 
     Args:
       workdir: where it was trained.
       checkpoint: "best" by the run's metric, "last", or a step.
+      mesh: where to put it; by default one as the work directory's settings say, which a run with
+        other devices cannot make.
 
     Raises:
       UserError: when there is no such checkpoint, or it is damaged or of another model.
@@ -62,7 +64,7 @@ def load(workdir: WorkDir, checkpoint: str = "best") -> Loaded:
     mapping = workdir.read_config()
     tokenizer = Tokenizer.load(workdir.tokenizer)
     config = from_config_dict(mapping, tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     graph, trained, frozen = split_trainable(abstract_model(config.model), config.train.trainable)
     name = "ema" if config.optimizer.ema_decay else "params"
     target = {name: place(trained, mesh), "frozen": place(frozen, mesh)}
