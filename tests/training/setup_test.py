@@ -1,3 +1,5 @@
+import json
+
 from flax import nnx
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from moemoe_jax.experiment import from_config_dict, to_json
 from moemoe_jax.inference.loading import load
 from moemoe_jax.parallel.sharding import param_shardings
 from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.loop import train
 from moemoe_jax.training.setup import first_state, plan
 from moemoe_jax.workdir import WorkDir
 from tests.launch import tiny
@@ -71,3 +74,24 @@ def test_a_run_starts_on_its_own_mesh_whatever_mesh_was_saved(saved_on_eight, mo
         np.testing.assert_array_equal(variable[...], wanted[path][...], err_msg=str(path))
     places = param_shardings(run.abstract[0].params, run.mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, state.params) == places
+
+
+def test_a_key_of_a_former_version_is_named_with_its_file_and_the_nearest(tmp_path):
+    document = json.loads(to_json(settings()))
+    document["data"]["augment"]["source_dropout"] = 0.1
+    old = WorkDir(tmp_path / "old")
+    old.claim(json.dumps(document))
+    elsewhere = settings()
+    elsewhere.init.work_dir = str(old.path)
+    for opening in (
+        lambda: load(old),
+        lambda: train(settings(), old.path),  # goes on there
+        lambda: train(elsewhere, tmp_path / "new"),  # starts from there
+    ):
+        with pytest.raises(UserError) as caught:
+            opening()
+        assert str(caught.value) == (
+            f"{old.config}: data.augment.source_dropout does not exist; did you mean word_dropout? "
+            "(change it there, or use the version of the code that wrote it)"
+        )
+    assert not (tmp_path / "new").exists()

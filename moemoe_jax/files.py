@@ -136,7 +136,7 @@ def _finite(text: str) -> float:
 
 
 def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
-    """Reads a JSON file of a folder: config.json, preprocessor_config.json, an index of shards.
+    """Reads a JSON file of a folder: a config.json, of a model or of a run, an index of shards.
 
     `find_file` says whether an optional one is there.
 
@@ -153,7 +153,9 @@ def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; download or save it again") from None
+        raise UserError(
+            f"{path} is damaged: {error}; download or save it again, or restore it from a copy"
+        ) from None
 
 
 def read_at_most(file: BinaryIO, size: int) -> bytes:
