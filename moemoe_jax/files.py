@@ -15,6 +15,7 @@ import reprlib
 import secrets
 import shutil
 import stat
+import time
 from typing import Any, BinaryIO
 
 from moemoe_jax.errors import UserError
@@ -186,6 +187,16 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
         yield part
         part.rename(target)
     except OSError as error:
+        _clear(part)
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a folder where threads may still write, and make folders, after one has failed."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not os.path.lexists(folder):
+            return
