@@ -5,8 +5,11 @@ Exit status: 0 the whole job is done; 2 a user's mistake (one line on stderr); 1
 
 from collections.abc import Callable, Sequence
 import functools
+import os
 import re
 import sys
+import threading
+from types import TracebackType
 import warnings
 
 from absl import app, flags
@@ -98,6 +101,23 @@ def _quiet() -> None:
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)
-    for name in ("jax", "orbax", "grain"):
+    # Orbax logs through absl; what it logs of a failed write, page after page, it raises as well.
+    theirs = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+    absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)
+    sys.excepthook = _shown_unless_late
+    for name in ("jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!moemoe_jax)")
+
+
+def _shown_unless_late(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Shows an exception that nobody caught, but for those that follow from one told already.
+
+    Once a write has failed, Orbax closes its event loop, and each array that is still on its way
+    finds it closed, in a thread of TensorStore.
+    """
+    late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not late or threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)

@@ -57,7 +57,9 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise UserError(f"--config={spec}: there is no file {name}{_near(path)}")
     if path.suffix == ".json":
-        return _saved(path)
+        from moemoe_jax.experiment import read_settings
+
+        return read_settings(path)
     try:
         module = _module(path)
         config = module.get_config(argument) if colon else module.get_config()
@@ -71,23 +73,6 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{name}: get_config() must return a ConfigDict, not {config!r}")
     return config
-
-
-def _saved(path: Path) -> ml_collections.ConfigDict:
-    """The settings of a work directory."""
-    import json
-
-    from moemoe_jax.experiment import from_json
-
-    try:
-        mapping = json.loads(path.read_text())
-        if not isinstance(mapping, dict):
-            raise ValueError("not an object")
-        return from_json(mapping)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
 def _line(file: str, error: Exception) -> str:

@@ -7,6 +7,7 @@ frozen dataclasses that the package works with.
 from collections.abc import Mapping
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -15,6 +16,7 @@ from moemoe_jax.config_tree import from_mapping, nearest, to_config_dict
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.table import EvalConfig
+from moemoe_jax.files import read_json
 from moemoe_jax.inference.calibration import CalibrationConfig
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.models.config import MoEMoEConfig, SourceSpec
@@ -124,6 +126,22 @@ def _refuse(mapping: Mapping[str, Any], path: str) -> None:
             return
         node = node[part]
     raise UserError(f"{path} follows from data and the tokenizer; set it there, not in the model")
+
+
+def read_settings(path: Path) -> ml_collections.ConfigDict:
+    """The settings that a run left in `config.json`, or anyone wrote there.
+
+    Raises:
+      UserError: for a file that `read_json` refuses, or what `from_json` does, as of a version that
+        knew other settings; names the file.
+    """
+    mapping = read_json(path.parent, path.name)
+    try:
+        return from_json(mapping)
+    except UserError as error:
+        raise UserError(
+            f"{path}: {error} (change it there, or use the version of the code that wrote it)"
+        ) from None
 
 
 def from_json(mapping: Mapping[str, Any]) -> ml_collections.ConfigDict:

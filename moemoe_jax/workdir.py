@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import read_json
 
 # Settings that change how a run goes but not what comes out of it: free to change on resume.
 OPERATIONAL = (
@@ -88,12 +89,9 @@ class WorkDir:
         """The settings as they were saved.
 
         Raises:
-          UserError: when `config.json` is not JSON.
+          UserError: when `config.json` is not JSON, or a link to elsewhere.
         """
-        try:
-            return json.loads(self.config.read_text())
-        except ValueError as error:
-            raise UserError(f"{self.config} is damaged ({error}); restore it from a copy") from None
+        return read_json(self.path, self.config.name)
 
     def write_attributes(self, values: Mapping[str, Mapping[str, int]]) -> None:
         """Keeps the attributes that the model is trained on, each with its values and counts."""

@@ -76,6 +76,14 @@ def test_a_damaged_config_is_named(workdir):
             read()
 
 
+def test_a_config_that_links_out_of_the_directory_is_not_followed(workdir):
+    workdir.claim(text())
+    workdir.config.rename(workdir.path.parent / "elsewhere.json")
+    workdir.config.symlink_to(workdir.path.parent / "elsewhere.json")
+    with pytest.raises(UserError, match=rf"{workdir.config} is a link that leads out"):
+        workdir.read_config()
+
+
 def test_attributes_come_back_in_the_order_of_the_data(workdir):
     workdir.write_attributes({"size": {"L": 2}, "color": {"red": 1, "": 3}})
     assert workdir.attributes() == ["size", "color"]

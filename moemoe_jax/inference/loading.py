@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.metrics import Thresholds
-from moemoe_jax.experiment import ExperimentConfig, from_config_dict
+from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.models.build import abstract_model
 from moemoe_jax.parallel.mesh import make_mesh
@@ -49,20 +49,23 @@ class Loaded:
         return nnx.merge(self.graph, *self.params)
 
 
-def load(workdir: WorkDir, checkpoint: str = "best") -> Loaded:
+def load(workdir: WorkDir, checkpoint: str = "best", mesh: Mesh | None = None) -> Loaded:
     """Loads the model of a work directory.
 
     Args:
       workdir: where it was trained.
       checkpoint: "best" by the run's metric, "last", or a step.
+      mesh: where to put it; by default one as the work directory's settings say, which a run with
+        other devices cannot make.
 
     Raises:
-      UserError: when there is no such checkpoint, or it is damaged or of another model.
+      UserError: when there is no such checkpoint, or it is damaged or of another model, or the
+        settings are of another version of the code.
     """
-    mapping = workdir.read_config()
+    settings = read_settings(workdir.config)
     tokenizer = Tokenizer.load(workdir.tokenizer)
-    config = from_config_dict(mapping, tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh)
+    config = from_config_dict(settings, tokenizer.vocab_size)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     graph, trained, frozen = split_trainable(abstract_model(config.model), config.train.trainable)
     name = "ema" if config.optimizer.ema_decay else "params"
     target = {name: place(trained, mesh), "frozen": place(frozen, mesh)}

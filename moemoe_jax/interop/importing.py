@@ -16,6 +16,7 @@ import ml_collections
 from moemoe_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, to_json
+from moemoe_jax.files import MAX_JSON_BYTES, find_file, new_folder
 from moemoe_jax.interop import derive
 from moemoe_jax.interop.fill import fill
 from moemoe_jax.interop.maps import TensorMap
@@ -25,7 +26,7 @@ from moemoe_jax.interop.slots import Slot, slots
 from moemoe_jax.interop.swinv2_map import swinv2_map
 from moemoe_jax.interop.text_config import text_model
 from moemoe_jax.interop.vision_config import normalisation, vision_config
-from moemoe_jax.interop.weights import Weights, find_file, new_folder, open_weights
+from moemoe_jax.interop.weights import Weights, open_weights
 from moemoe_jax.models.build import abstract_model, create_parameters
 from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
@@ -127,10 +128,14 @@ def load_tokenizer(folder: str) -> Tokenizer:
     """Loads the tokenizer of a downloaded folder; a link that leads out of it is not followed.
 
     Raises:
-      UserError: for such a link, or a folder without a tokenizer.
+      UserError: for such a link, a file far too large, or a folder without a tokenizer.
     """
     for name in TOKENIZER_FILES:
-        find_file(folder, name)
+        path = find_file(folder, name)
+        if path and path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(
+                f"{Path(folder, name)} has more than {MAX_JSON_BYTES} bytes: is it the right file?"
+            )
     return Tokenizer.load(folder)
 
 

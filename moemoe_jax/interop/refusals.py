@@ -12,7 +12,7 @@ import re
 import shlex
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.interop.files import read_json
+from moemoe_jax.files import read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _OTHERS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".npz", ".npy", ".tflite")

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.interop.files import parse_json, read_at_most, shown
+from moemoe_jax.files import parse_json, read_at_most, shown
 
 # In the order in which the library lays tensors out: every tensor then starts at a multiple of its
 # item's size. The packed and the 8-bit floats of the format are of no use to a model in float32.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.interop.files import shown
+from moemoe_jax.files import shown
 
 
 @dataclasses.dataclass(frozen=True)

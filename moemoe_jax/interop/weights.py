@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.interop.files import find_file, new_folder, open_file, read_json, shown
+from moemoe_jax.files import find_file, new_folder, open_file, read_json, shown
 from moemoe_jax.interop.refusals import no_folder, no_weights
 from moemoe_jax.interop.safetensors_header import FLOATS, Entry, read_header
 from moemoe_jax.interop.writer import INDEX, SINGLE, write_weights

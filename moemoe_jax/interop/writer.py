@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moemoe_jax.interop.files import new_folder
+from moemoe_jax.files import new_folder
 from moemoe_jax.interop.safetensors_header import DTYPES, check_name, write_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -11,7 +11,7 @@ Shapes: P products, Q questions per product, U distinct questions, S sources, K 
 L answer tokens, V vocabulary.
 """
 
-from flax import nnx, struct
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -29,34 +29,11 @@ from moemoe_jax.models.fusion import (
     repeat_image,
     source_shares,
 )
+from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.moe import MoEStats
 from moemoe_jax.nn.swinv2 import SwinV2
 from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, logits, token_embedding
-
-Stats = dict[str, MoEStats]
-
-
-@struct.dataclass
-class Outputs:
-    """What a training step needs of a forward pass.
-
-    Attributes:
-      logits: float [P, Q, L, V].
-      alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
-        encoder.
-      alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
-      source_weights: float32 [P, Q, S], the mean weight of each source over the tokens where it
-        counts (eq 4).
-      moe: statistics of each mixture layer, by "stack/layer".
-    """
-
-    logits: jax.Array
-    alignment: jax.Array
-    alignment_variance: jax.Array
-    source_weights: jax.Array
-    moe: Stats
 
 
 class MoEMoE(nnx.Module):
@@ -72,6 +49,10 @@ class MoEMoE(nnx.Module):
                 text, moe=config.moe, moe_layers=layers.of(stack, text.num_layers), rngs=rngs
             )
 
+        def linear(inputs: int, **options) -> Linear:
+            init = nnx.initializers.normal(inputs**-0.5)
+            return Linear(inputs, width, rngs=rngs, init=init, dtype=text.dtype, **options)
+
         self.decoder_embedding = token_embedding(text, rngs=rngs)
         shared = config.share_embeddings != "none"
         has_text = config.has("text")
@@ -84,33 +65,12 @@ class MoEMoE(nnx.Module):
             self.question_embedding = token_embedding(text, rngs=rngs) if own else None
             self.question_encoder = encoder("question_encoder")
             self.alignment = Alignment(config.alignment, sources, width, rngs=rngs)
-        self.start = (
-            Linear(
-                width,
-                width,
-                rngs=rngs,
-                init=nnx.initializers.normal(width**-0.5),
-                axes=("embed", None),
-                dtype=text.dtype,
-            )
-            if config.question_start
-            else None
-        )
+        self.start = linear(width, axes=("embed", None)) if config.question_start else None
         if config.has("image"):
             self.image_encoder = SwinV2(config.vision, rngs=rngs)
-            differs = config.vision.width != width
+            channels = config.vision.width
             self.image_projection = (
-                Linear(
-                    config.vision.width,
-                    width,
-                    rngs=rngs,
-                    init=nnx.initializers.normal(config.vision.width**-0.5),
-                    axes=(None, "embed"),
-                    use_bias=True,
-                    dtype=text.dtype,
-                )
-                if differs
-                else None
+                linear(channels, axes=(None, "embed"), use_bias=True) if channels != width else None
             )
         self.gate = GATES[config.fusion.gate](sources, width, rngs=rngs)
         self.decoder = T5Decoder(

@@ -5,9 +5,11 @@ best are kept, a tree that does not fit is refused leaf by leaf before anything 
 damaged directory is named. Random keys are not stored: they follow from the seed and the step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import math
 import os
+import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -111,6 +113,7 @@ class Checkpoints:
 
         Raises:
           UserError: when a newer checkpoint exists, or on a read-only directory.
+          OSError: when this one cannot be written, or the one before could not be.
         """
         if self._read_only:
             raise UserError(f"{self.directory} was opened to read only: open it for training")
@@ -126,15 +129,16 @@ class Checkpoints:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         document = {**(meta or {}), "step": step, "metrics": finite}
         best = {self._metric: finite[self._metric]} if self._metric in finite else {}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(trees.nest(trees.flatten(state))),
-                meta=ocp.args.JsonSave(document),
-            ),
-            metrics=best,
-            force=True,
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(trees.nest(trees.flatten(state))),
+                    meta=ocp.args.JsonSave(document),
+                ),
+                metrics=best,
+                force=True,
+            )
         return True
 
     def steps(self) -> list[int]:
@@ -241,12 +245,40 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Waits until what was started is on disk; raises what the save raised."""
-        self._manager.wait_until_finished()
+        """Waits until what was started is on disk.
+
+        Raises:
+          OSError: when it could not be written; names the directory.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the threads."""
-        self._manager.close()
+        """Waits, as `wait` does, and releases the threads."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Gives what stops a write, such as a full disk, as the system's error for the directory.
+
+        TensorStore writes in the background and tells of it later, as a ValueError whose text
+        holds the system's number; Python's own writes there may not know the file's name.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise self._unwritten(error.errno) from error
+        except ValueError as error:
+            number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+            if number is None:
+                raise
+            raise self._unwritten(int(number[1])) from error
+
+    def _unwritten(self, number: int) -> OSError:
+        return OSError(number, os.strerror(number), str(self.directory))
 
     def __enter__(self) -> "Checkpoints":
         return self

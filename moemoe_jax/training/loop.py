@@ -15,7 +15,7 @@ from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
 from moemoe_jax.evaluation.metrics import evaluate
-from moemoe_jax.experiment import ExperimentConfig, from_config_dict, to_json
+from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
@@ -45,6 +45,8 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
       UserError: for settings, data or a work directory that do not fit.
     """
     workdir = WorkDir(_local(path))
+    if workdir.config.exists():
+        read_settings(workdir.config)  # names what an older version of the code left there
     mapping = _with_vocabulary(mapping, workdir)
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
@@ -81,9 +83,9 @@ def _with_vocabulary(
     start = mapping.init.work_dir
     if not start or mapping.data.vocab_rows is not None:
         return mapping
-    saved = (workdir if workdir.config.exists() else WorkDir.open(start)).read_config()
+    saved = workdir if workdir.config.exists() else WorkDir.open(start)
     mapping = mapping.copy_and_resolve_references()
-    mapping.data.vocab_rows = saved["data"].get("vocab_rows")
+    mapping.data.vocab_rows = read_settings(saved.config).data.vocab_rows
     return mapping
 
 

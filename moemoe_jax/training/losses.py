@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.models.moemoe import Outputs
+from moemoe_jax.models.outputs import Outputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ def first_state(
     if start is None and config.init.work_dir:
         start = WorkDir.open(config.init.work_dir)
     if start is not None:
-        loaded = load(start)
+        loaded = load(start, mesh=run.mesh)
         taken = initialise_from(
             model,
             loaded.model,

@@ -1,15 +1,25 @@
 """The two commands, and that a work directory of an import is one like any other."""
 
 import json
+import shutil
 
+import chex
+from flax import nnx
+import jax
 import pytest
 
+from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
-from moemoe_jax.interop import importing
+from moemoe_jax.experiment import from_config_dict, read_settings
+from moemoe_jax.inference.loading import load
+from moemoe_jax.interop.exporting import export
 from moemoe_jax.interop.importing import import_parts
+from moemoe_jax.training.setup import first_state, plan
+from moemoe_jax.workdir import WorkDir
 from tests.interop import folders
 from tests.launch.cli import TINY, run
 from tests.launch.cli_test import refused
+from tests.training.full_disk import files_of_at_most
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,18 @@ def test_the_table_says_what_went_where(imported):
     assert (workdir / "imported.txt").is_file()
 
 
-def test_an_imported_model_answers_evaluates_and_trains_in_place_or_elsewhere(imported, tmp_path):
+@pytest.fixture(scope="module")
+def trained(imported, tmp_path_factory):
+    """The import before and after a training in place, and what the training said."""
+    before, _ = imported
+    workdir = tmp_path_factory.mktemp("trained") / "w"
+    shutil.copytree(before, workdir)
+    return workdir, succeeded(
+        run("train", f"--config={before}/config.json", f"--workdir={workdir}")
+    )
+
+
+def test_an_imported_model_answers(imported, tmp_path):
     workdir, _ = imported
     ask = ["--input=catalogue:products=2,image_size=16", "--attributes=color"]
     answers = tmp_path / "answers.jsonl"
@@ -61,45 +82,45 @@ def test_an_imported_model_answers_evaluates_and_trains_in_place_or_elsewhere(im
     assert [json.loads(line)["attribute"] for line in answers.read_text().splitlines()] == [
         "color"
     ] * 2
-    assert "accuracy" in succeeded(run("evaluate", f"--workdir={workdir}"))
 
-    settings = f"--config={workdir / 'config.json'}"
-    elsewhere = tmp_path / "elsewhere"
-    start = [settings, f"--config.init.work_dir={workdir}", f"--workdir={elsewhere}"]
-    said = succeeded(run("train", *start, "--config.optimizer.learning_rate=1e-4"))
+
+def test_it_trains_in_place(trained):
+    workdir, said = trained
     assert f"init: step 0 of {workdir}" in said
     assert "0 new" in said
-    said = succeeded(run("train", settings, f"--workdir={workdir}"))
-    assert f"init: step 0 of {workdir}" in said
+    assert "val at step 2: accuracy" in said  # evaluated by the trained model
+    assert (
+        sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())[-1] == "2"
+    )
 
+
+def test_it_starts_a_training_elsewhere_with_other_settings(imported, monkeypatch):
+    workdir, _ = imported
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: first)
+    mapping = read_settings(workdir / "config.json")
+    mapping.init.work_dir, mapping.optimizer.learning_rate = str(workdir), 1e-4
+    config = from_config_dict(mapping, Tokenizer.load(workdir / "tokenizer").vocab_size)
+    said = []
+    state, _ = first_state(config, plan(config, 1), said.append)
+    assert f"init: step 0 of {workdir}" in said[0] and "0 new" in said[0]
+    expected = load(WorkDir.open(workdir)).params[0]
+    chex.assert_trees_all_equal(nnx.to_pure_dict(state.params), nnx.to_pure_dict(expected))
+
+
+def test_a_trained_model_is_exported_and_imported_by_the_commands(trained, imported, tmp_path):
+    workdir, _ = trained
     out, back = tmp_path / "out", tmp_path / "back"
     said = succeeded(run("export_hf", f"--workdir={workdir}", f"--out={out}"))
     assert "model: step 2" in said
     assert {p.name for p in out.iterdir()} == {"text", "question_encoder", "vision", "moemoe"}
     succeeded(run("import_hf", f"--model={out / 'moemoe'}", f"--workdir={back}"))
-    assert (back / "config.json").read_text() == (workdir / "config.json").read_text()
+    assert (back / "config.json").read_text() == (imported[0] / "config.json").read_text()
 
 
-def test_a_mixture_is_made_at_import(downloaded, tmp_path):
-    flags = ["--config.model.moe_layers.decoder=odd", "--config.init.expert_noise=0.01"]
-    said = succeeded(import_hf(downloaded, tmp_path / "w", *flags))
-    assert "to each expert" in said
-    assert "decoder/stack/*/feed_forward/router/kernel" in said
-
-
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (["--model=x", "--config=" + TINY], ["give either --text=DIR"]),
-        (["--text=google/flan-t5-base"], ["google/flan-t5-base is no folder", "hf download"]),
-        (["--config.model.moe_layers.decoder=9"], ["layers 0 to 1"]),
-    ],
-)
-def test_a_mistake_is_told_in_one_line_and_leaves_no_work_directory(
-    downloaded, tmp_path, flags, parts
-):
-    done = import_hf(downloaded, tmp_path / "w", *flags)
-    refused(done, "import_hf: ", *parts)
+def test_a_mistake_in_the_flags_is_told_in_one_line(tmp_path):
+    flags = ["--model=x", "--text=y", f"--config={TINY}", f"--workdir={tmp_path / 'w'}"]
+    refused(run("import_hf", *flags), "import_hf: give either --text=DIR")
     assert not list(tmp_path.iterdir())
 
 
@@ -115,6 +136,10 @@ def another_tokenizer(config):
     config.data.tokenizer = "no/where"
 
 
+def nine_layers(config):
+    config.model.moe_layers.decoder = "9"
+
+
 def three_devices(config):
     config.mesh.data = 3
 
@@ -122,6 +147,7 @@ def three_devices(config):
 @pytest.mark.parametrize(
     ("change", "vision", "message"),
     [
+        (nine_layers, "vision", "layers 0 to 1"),
         (None, "", r"data\.sources\.image is an image, but there is no --vision=DIR"),
         (without_images, "vision", "no source in data.sources is an image"),
         (None, "text", r"text/config\.json has model_type 't5'; implemented: swinv2"),
@@ -143,26 +169,30 @@ def test_settings_that_do_not_fit_leave_no_work_directory(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_while_writing_leaves_no_work_directory(downloaded, tmp_path, monkeypatch):
-    def fails(*_, **__):
-        raise OSError(28, "No space left on device", "disk")
-
-    monkeypatch.setattr(importing.Checkpoints, "save", fails)
-    with pytest.raises(UserError, match="w cannot be written: No space left on device"):
+def test_a_disk_that_is_full_leaves_no_work_directory(downloaded, tmp_path):
+    # The arrays are written in the background: the largest has 480 x 16 entries, 30 KiB.
+    with files_of_at_most(2**14), pytest.raises(UserError) as error:
         import_parts(
             folders.config(), str(downloaded / "text"), str(downloaded / "vision"),
             str(tmp_path / "w"), lambda _: None,
         )  # fmt: skip
+    assert str(error.value) == f"{tmp_path / 'w'} cannot be written: File too large"
+    assert error.value.__cause__.filename.endswith("/checkpoints")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_already_is_not_overwritten(downloaded, imported, tmp_path):
     workdir, _ = imported
     before = (workdir / "config.json").read_text()
-    refused(import_hf(downloaded, workdir), workdir, "exists already")
+    parts = (str(downloaded / "text"), str(downloaded / "vision"))
+    with pytest.raises(UserError, match=f"{workdir} exists already"):
+        import_parts(folders.config(), *parts, str(workdir), lambda _: None)
     assert (workdir / "config.json").read_text() == before
-    done = run("export_hf", f"--workdir={workdir}", f"--out={tmp_path}")
-    refused(done, tmp_path, "exists already")
-    vision = run("import_hf", f"--model={downloaded / 'vision'}", f"--workdir={tmp_path / 'w'}")
-    refused(vision, downloaded / "vision")
+    with pytest.raises(UserError, match=f"{tmp_path} exists already"):
+        export(str(workdir), str(tmp_path), say=lambda _: None)
+
+
+def test_a_model_that_is_no_export_is_named(downloaded, tmp_path):
+    done = run("import_hf", f"--model={downloaded / 'vision'}", f"--workdir={tmp_path / 'w'}")
+    refused(done, downloaded / "vision")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ ROWS = 480  # of the token tables, more than the tokenizer's pieces
 VISION = {
     "image_size": 16,
     "embed_dim": 8,
-    "depths": [2],
+    "depths": [1],
     "num_heads": [2],
     "window_size": 2,
     "pretrained_window_sizes": [0],

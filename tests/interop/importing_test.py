@@ -25,3 +25,11 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, name):
     with pytest.raises(UserError, match=name) as caught:
         load_tokenizer(str(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_a_file_of_any_size_is_not_read_whole(folder, name):
+    with (folder / name).open("wb") as file:
+        file.truncate(2**40)  # a sparse file: it takes no space
+    with pytest.raises(UserError, match=f"model/{name} has more than 67108864 bytes"):
+        load_tokenizer(str(folder))

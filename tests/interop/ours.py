@@ -29,8 +29,8 @@ def loss(model, texts, answers):
     return -jnp.sum(picked * (answers != 0)) / jnp.sum(answers != 0)
 
 
-def gradients(function, model, *arrays):
-    """The gradients of `function(model, *arrays)` as a state."""
+def value_and_gradients(function, model, *arrays, has_aux=False):
+    """What `function(model, *arrays)` gives, and its gradients as a state, in one program."""
     graph, state = nnx.split(model)
-    run = jax.jit(jax.grad(lambda s, *a: function(nnx.merge(graph, s), *a)), compiler_options=QUICK)
-    return run(state, *arrays)
+    run = jax.value_and_grad(lambda s, *a: function(nnx.merge(graph, s), *a), has_aux=has_aux)
+    return jax.jit(run, compiler_options=QUICK)(state, *arrays)

@@ -53,11 +53,11 @@ def same_gradients(found, theirs, tensor_map):
 
 
 def test_hidden_states_and_logits_equal_pytorch(text):
-    hidden = ours.jitted(lambda m, x: m.encode(x), text.model, TEXT_IDS)
+    both = ours.jitted(lambda m, x, y: (m.encode(x), m(x, y)), text.model, TEXT_IDS, ANSWERS)
+    hidden, logits = both
     real = TEXT_IDS != 0
     expected = torch_models.hidden_states(text.theirs, TEXT_IDS)
     np.testing.assert_allclose(np.asarray(hidden)[real], expected[real], atol=2e-5)
-    logits = ours.jitted(lambda m, *a: m(*a), text.model, TEXT_IDS, ANSWERS)
     with torch.no_grad():
         expected = torch_models.scores(text.theirs, TEXT_IDS, ANSWERS).numpy()
     real = ANSWERS != 0
@@ -69,9 +69,8 @@ def test_the_loss_and_the_gradient_of_every_weight_equal_pytorch(text):
     text.theirs.zero_grad()
     expected = torch_models.loss(text.theirs, TEXT_IDS, ANSWERS)
     expected.backward()
-    loss = ours.jitted(ours.loss, text.model, TEXT_IDS, ANSWERS)
+    loss, found = ours.value_and_gradients(ours.loss, text.model, TEXT_IDS, ANSWERS)
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
-    found = ours.gradients(ours.loss, text.model, TEXT_IDS, ANSWERS)
     tensor_map = text_model(open_weights(text.folder)).tensor_map(ALONE)
     same_gradients(values_by_slot(text.model, found), text.theirs, tensor_map)
 
@@ -93,8 +92,11 @@ def test_image_tokens_and_gradients_equal_pytorch(name, tmp_path):
     probe = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
     (expected * torch.from_numpy(probe)).sum().backward()
 
-    found = ours.jitted(lambda m, x: m(x), model, pixels)
-    np.testing.assert_allclose(found, expected.detach().numpy(), atol=5e-5)
-    found = ours.gradients(lambda m, x: jax.numpy.sum(m(x) * probe), model, pixels)
+    def probed(model, pixels):
+        tokens = model(pixels)
+        return jax.numpy.sum(tokens * probe), tokens
+
+    (_, tokens), found = ours.value_and_gradients(probed, model, pixels, has_aux=True)
+    np.testing.assert_allclose(tokens, expected.detach().numpy(), atol=5e-5)
     tensor_map = swinv2_map({"vision": ("",)})
     same_gradients(values_by_slot(model, found), theirs, tensor_map)

@@ -48,13 +48,11 @@ VISION = {
 }
 VISIONS = {
     "swinv2": {},
-    "swinv2 fine-tuned at another window": {"pretrained_window_sizes": [6, 3]},
+    "swinv2 fine-tuned at another window": {"depths": [1, 1], "pretrained_window_sizes": [6, 3]},
     "swinv2 whose last window is its map": {
         "image_size": 32,
-        "depths": [2, 2, 2],
-        "num_heads": [2, 2, 4],
+        "depths": [1, 2],
         "window_size": 8,
-        "pretrained_window_sizes": [0, 0, 0],
         "qkv_bias": False,
     },
 }

@@ -1,3 +1,4 @@
+import errno
 import pathlib
 import shutil
 
@@ -14,6 +15,7 @@ from moemoe_jax.nn.params import ExpertParam, param
 from moemoe_jax.parallel import sharding
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
 from moemoe_jax.training.checkpoints import Checkpoints
+from tests.training.full_disk import files_of_at_most
 
 normal = nnx.initializers.normal(1.0)
 
@@ -232,6 +234,42 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2]
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("told_by", ["wait", "next save", "close"])
+def test_a_write_that_fails_in_the_background_names_the_directory(tmp_path, told_by):
+    # Random bits, which do not compress: 256 KiB, where a file may have 32.
+    state = {"x": jax.random.normal(jax.random.key(0), (2**16,))}
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.save(1, state)
+    checkpoints.wait()
+    with files_of_at_most(2**15):
+        assert checkpoints.save(2, state)  # begins, and fails later
+        with pytest.raises(OSError, match="File too large") as caught:
+            if told_by == "wait":
+                checkpoints.wait()
+            elif told_by == "next save":
+                checkpoints.save(3, state)
+            else:
+                checkpoints.close()
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path))
+    checkpoints.close()
+    with Checkpoints(tmp_path) as checkpoints:
+        chex.assert_trees_all_equal(checkpoints.restore_latest(abstract(state)).state, state)
+        assert checkpoints.steps() == [1]
+
+
+def test_a_background_write_that_does_not_know_its_file_names_the_directory(tmp_path):
+    def fails(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", fails)
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpoints.wait()
+    assert caught.value.filename == str(tmp_path)
+    checkpoints.close()
 
 
 def test_nonsense_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moemoe_jax.models.moemoe import Outputs
+from moemoe_jax.models.outputs import Outputs
 from moemoe_jax.nn.moe import MoEStats
 from moemoe_jax.training.losses import LossConfig, objective, token_cross_entropy
 

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.launch.cli import ROOT, TINY, command, environment, run
+from tests.launch.cli_test import refused
 
 STEPS = 12
 SETTINGS = (
@@ -102,3 +103,17 @@ def test_a_finished_training_is_left_as_it_is(unbroken, cache):
     assert f"all {STEPS} steps are done" in done.stdout
     after = {p: p.stat().st_mtime_ns for p in (unbroken / "checkpoints").rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_a_disk_that_is_full_ends_the_run_with_one_line(unbroken, cache, tmp_path):
+    # Files of 100 KiB at most: what is written in the background, the arrays, is larger.
+    place = tmp_path / "full"
+    arguments = command("train", f"--config={TINY}", f"--workdir={place}", *SETTINGS)
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments],
+        cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    refused(done, f"train: {place}/checkpoints: File too large", "make room there")
+    assert f"train {STEPS}/" not in done.stdout
+    assert checkpoints(place) == []
+    assert checkpoints(unbroken)[-1] == STEPS  # the same command where there is room

@@ -15,6 +15,7 @@ import reprlib
 import secrets
 import shutil
 import stat
+import time
 from typing import Any, BinaryIO
 
 from moemoe_jax.errors import UserError
@@ -136,7 +137,7 @@ def _finite(text: str) -> float:
 
 
 def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
-    """Reads a JSON file of a folder: config.json, preprocessor_config.json, an index of shards.
+    """Reads a JSON file of a folder: a config.json, of a model or of a run, an index of shards.
 
     `find_file` says whether an optional one is there.
 
@@ -153,7 +154,9 @@ def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; download or save it again") from None
+        raise UserError(
+            f"{path} is damaged: {error}; download or save it again, or restore it from a copy"
+        ) from None
 
 
 def read_at_most(file: BinaryIO, size: int) -> bytes:
@@ -184,6 +187,16 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
         yield part
         part.rename(target)
     except OSError as error:
+        _clear(part)
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a folder where threads may still write, and make folders, after one has failed."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not os.path.lexists(folder):
+            return

@@ -1,0 +1,32 @@
+"""What a forward pass of the whole model gives: scores, losses and statistics.
+
+Shapes: P products, Q questions per product, S sources, L answer tokens, V vocabulary.
+"""
+
+from flax import struct
+import jax
+
+from moemoe_jax.nn.moe import MoEStats
+
+Stats = dict[str, MoEStats]
+
+
+@struct.dataclass
+class Outputs:
+    """What a training step needs of a forward pass.
+
+    Attributes:
+      logits: float [P, Q, L, V].
+      alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
+        encoder.
+      alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
+      source_weights: float32 [P, Q, S], the mean weight of each source over the tokens where it
+        counts (eq 4).
+      moe: statistics of each mixture layer, by "stack/layer".
+    """
+
+    logits: jax.Array
+    alignment: jax.Array
+    alignment_variance: jax.Array
+    source_weights: jax.Array
+    moe: Stats

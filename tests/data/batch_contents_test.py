@@ -1,0 +1,189 @@
+"""What the arrays of a batch hold: shapes and padding, augmentation, what is cut or left out."""
+
+import dataclasses
+
+import chex
+import numpy as np
+import pytest
+
+from moemoe_jax.data.config import AugmentConfig
+from moemoe_jax.data.records import Question
+from moemoe_jax.errors import UserError
+from tests.data.products import (
+    AUGMENT,
+    COLOURS,
+    ListSource,
+    contexts,
+    evaluate,
+    make_config,
+    png,
+    product,
+    products,
+    take,
+    train,
+)
+
+
+def test_shapes_types_and_padding_of_every_array(tokenizer):
+    records = [
+        product(0, attributes={"colour": "red", "fit": None}),
+        product(1, sources={"title": "blue"}, product_type=None),
+        product(2, sources={"image": png()}, product_type=None),
+    ]
+    ((batch, meta),) = evaluate(tokenizer, ListSource(records), questions_per_product=4)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        batch,
+        {
+            "question_ids": np.zeros((4, 60), np.int32),
+            "question_index": np.zeros((4, 4), np.int32),
+            "question_valid": np.zeros((4, 4), bool),
+            "answer_ids": np.zeros((4, 4, 8), np.int32),
+            "sources": {
+                "image": np.zeros((4, 16, 16, 3), np.uint8),
+                "text": np.zeros((4, 60), np.int32),
+            },
+            "source_valid": {"image": np.zeros(4, bool), "text": np.zeros(4, bool)},
+        },
+    )
+    # colour, fit, sleeve, size: each once in the table, in the order of first use.
+    assert [tokenizer.decode(row) for row in batch["question_ids"]] == [
+        "colour", "fit", "sleeve", "size",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(batch["question_valid"].sum(1), [2, 4, 4, 0])
+    np.testing.assert_array_equal(
+        batch["question_index"][:3], [[0, 1, 0, 0], [0, 2, 3, 1], [0, 2, 3, 1]]
+    )
+    assert tokenizer.decode(batch["answer_ids"][0, 1]) == "<none>"
+    assert (batch["answer_ids"][~batch["question_valid"]] == 0).all()
+    np.testing.assert_array_equal(batch["source_valid"]["image"], [True, False, True, False])
+    np.testing.assert_array_equal(batch["source_valid"]["text"], [True, True, False, False])
+    # A missing text is a lone </s>, a missing image the mean colour.
+    np.testing.assert_array_equal(batch["sources"]["text"][2:], [[1] + [0] * 59] * 2)
+    mean = np.rint(np.array([0.485, 0.456, 0.406]) * 255)
+    np.testing.assert_array_equal(batch["sources"]["image"][1], np.broadcast_to(mean, (16, 16, 3)))
+    # Every token row: tokens, one </s>, pads.
+    for rows in (
+        batch["sources"]["text"],
+        batch["question_ids"],
+        batch["answer_ids"][batch["question_valid"]],
+    ):
+        ends = (rows == 1).argmax(1)
+        np.testing.assert_array_equal((rows == 1).sum(1), 1)
+        np.testing.assert_array_equal(np.arange(rows.shape[1]) > ends[:, None], rows == 0)
+    assert [len(row) for row in meta] == [2, 4, 4, 0]
+    assert meta[0][0].answers == ("red",) and meta[0][1].null
+
+
+def test_hidden_answers_leave_the_text_in_training_and_evaluation(tokenizer):
+    for batch in (
+        next(train(tokenizer, hide_answer_fraction=1.0)),
+        next(iter(evaluate(tokenizer, hide_answer_fraction=1.0)))[0],
+        next(train(tokenizer, augment=AugmentConfig(hide_probability=1.0))),
+    ):
+        for text in contexts(tokenizer, batch):
+            assert text == "product type: shirt title: shirt number"
+    for text in contexts(tokenizer, next(train(tokenizer))):
+        assert any(colour in text for colour in COLOURS)
+    # Evaluation takes no part in augmentation.
+    plain = [batch for batch, _ in evaluate(tokenizer)]
+    chex.assert_trees_all_equal([b for b, _ in evaluate(tokenizer, augment=AUGMENT)], plain)
+
+
+def test_augmentation_changes_text_and_images_but_never_takes_all_sources(tokenizer):
+    augment = AugmentConfig(word_dropout=0.5, brightness=0.5)
+    sources = tuple(dataclasses.replace(one, dropout=0.9) for one in make_config().sources)
+    lengths = set()
+    for batch in take(train(tokenizer, augment=augment, sources=sources), 10):
+        valid = np.stack(list(batch["source_valid"].values()))
+        assert valid.any(0).all() and not valid.all()
+        lengths.update(len(text.split()) for text in contexts(tokenizer, batch))
+    assert len(lengths) > 3
+
+
+def test_each_source_is_dropped_as_often_as_it_says(tokenizer):
+    # Only the text is dropped, and never in evaluation.
+    sources = tuple(
+        dataclasses.replace(one, dropout=0.5 if one.kind == "text" else 0.0)
+        for one in make_config().sources
+    )
+    batches = take(train(tokenizer, sources=sources), 50)
+    there = {
+        name: np.mean([b["source_valid"][name] for b in batches]) for name in ("text", "image")
+    }
+    assert there["image"] == 1.0
+    assert 0.4 < there["text"] < 0.6  # of 200
+    for batch, meta in evaluate(tokenizer, sources=sources):
+        asked = [bool(examples) for examples in meta]
+        np.testing.assert_array_equal(batch["source_valid"]["text"], asked)
+
+
+def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
+    long = "which " * 40
+    record = product(
+        0,
+        sources={"title": "many words " * 30},
+        attributes={"colour": "a very long and winding answer " * 3},
+        questions=(Question(long, ("yes",)),),
+    )
+    iterator = train(tokenizer, source=ListSource([record]), products_per_batch=1)
+    for batch in take(iterator, 3):
+        assert batch["sources"]["text"][0, -1] == 1
+        assert sorted(batch["question_ids"][:, -1]) == [0, 1]
+        assert sorted(batch["answer_ids"][0, :, -1]) == [0, 0, 1]
+    assert iterator.notes.counts() == {
+        "answer truncated": 1, "question truncated": 1, "source 'text' truncated": 1,
+    }  # fmt: skip
+
+
+def test_the_question_can_stand_in_front_of_the_context(tokenizer):
+    changes = {"context_includes_question": True, "questions_per_product": 1}
+    batches = evaluate(tokenizer, products(2), **changes)
+    texts = [text for batch, _ in batches for text in contexts(tokenizer, batch)]
+    assert texts[0] == "colour product type: shirt title: red shirt number 0"
+    assert texts[1] == "sleeve product type: shirt title: red shirt number 0"
+    long = ListSource([product(0, sources={"title": "many words " * 30})])
+    batches = evaluate(tokenizer, long, **changes)
+    for batch, _ in batches:
+        assert (batch["sources"]["text"][:, -1] == 1).all()
+        assert contexts(tokenizer, batch)[0].startswith("colour product type")
+    assert batches.notes.counts() == {"source 'text' truncated": 1}
+
+
+def test_bad_images_are_rejected_once_and_the_product_keeps_its_other_sources(tokenizer, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes(png()[:80])
+    title = {"title": "red shirt"}
+    records = [
+        product(0, sources={**title, "image": tmp_path / "text.jpg"}),
+        product(1, sources={**title, "image": tmp_path / "cut.png"}),
+        product(2, sources={**title, "image": b"nothing"}),
+        product(3, sources={**title, "image": (tmp_path / "text.jpg", png())}),
+        product(4, sources={"image": tmp_path / "none.jpg"}, product_type=None),
+    ]
+    batches = evaluate(
+        tokenizer, ListSource(records), products_per_batch=5, questions_per_product=4
+    )
+    for _ in range(2):
+        ((batch, meta),) = batches
+    np.testing.assert_array_equal(batch["source_valid"]["image"], [0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(batch["source_valid"]["text"], [1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(batch["question_valid"].sum(1), [4, 4, 4, 4, 0])
+    assert meta[4] == ()
+    assert dict(batches.rejects.reasons) == {
+        "not an image": 2, "unreadable image": 1, "image not found": 1, "no source": 1,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="were rejected"):
+        iterator = train(tokenizer, source=ListSource(records), max_reject_fraction=0.3)
+        take(iterator, 3)
+
+
+def test_the_question_table_is_as_small_as_the_data_allow(tokenizer):
+    # 4 products * 3 questions, but only 4 different questions.
+    assert next(train(tokenizer))["question_ids"].shape == (4, 60)
+    assert next(train(tokenizer, question_length=12))["question_ids"].shape == (4, 12)
+    records = [product(i, questions=(Question(f"What is {i}?", ("x",)),)) for i in range(9)]
+    source = ListSource(records)
+    assert train(tokenizer, source=source).rows == 12  # at most P * Q
+    assert train(tokenizer, source=source, distinct_questions=20).rows == 20
+    with pytest.raises(UserError, match="can ask 12 different questions"):
+        train(tokenizer, source=source, distinct_questions=8)

@@ -1,0 +1,57 @@
+"""Evaluation: every question once, in order, with sources taken away."""
+
+import numpy as np
+import pytest
+
+from moemoe_jax.data.records import Question
+from moemoe_jax.errors import UserError
+from tests.data.products import ListSource, evaluate, png, product, products
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_evaluation_asks_every_question_exactly_once_in_order(tokenizer, chunk):
+    source = products(7)
+    source.records[2] = product(2, questions=(Question("Its price?"),))
+    batches = evaluate(tokenizer, source, questions_per_product=chunk, threads=2)
+    found = []
+    for batch, meta in batches:
+        valid = batch["question_valid"]
+        assert valid.shape == (4, chunk)
+        np.testing.assert_array_equal(valid.sum(1), [len(row) for row in meta])
+        for p, row in enumerate(meta):
+            for q, example in enumerate(row):
+                ids = batch["question_ids"][batch["question_index"][p, q]]
+                assert tokenizer.decode(ids) == example.question
+                target = example.answers[0] if example.answers else "<none>" if example.null else ""
+                assert tokenizer.decode(batch["answer_ids"][p, q]) == target
+                found.append((example.record_id, example.question))
+    attributes = ("colour", "sleeve", "size", "fit")
+    expected = [(r.id, a) for r in source.records for a in attributes]
+    expected.insert(12, ("p2", "Its price?"))
+    assert found == expected
+    assert batches.questions == 29 and batches.products == 7
+    assert len(batches) == len(list(batches))  # a second time, from the caches
+
+
+def test_evaluation_can_ask_what_the_record_does_not_say(tokenizer):
+    batches = evaluate(tokenizer, products(1), ask=("brand",), questions_per_product=5)
+    ((batch, meta),) = batches
+    assert [e.attribute for e in meta[0]] == ["colour", "sleeve", "size", "fit", "brand"]
+    assert meta[0][4].answers is None
+    assert (batch["answer_ids"][0, 4] == 0).all()
+
+
+def test_a_source_can_be_removed_for_evaluation(tokenizer):
+    (batch, meta), *_ = evaluate(tokenizer, remove=("image",))
+    assert not batch["source_valid"]["image"].any()
+    assert batch["source_valid"]["text"].all()
+    assert len(np.unique(batch["sources"]["image"].reshape(-1, 3), axis=0)) == 1
+    # A product that has nothing else keeps its questions.
+    only = ListSource([product(0, sources={"image": png()}, product_type=None)])
+    ((batch, meta),) = evaluate(tokenizer, only, remove=("image",), questions_per_product=4)
+    assert batch["question_valid"][0].all() and len(meta[0]) == 4
+    assert not batch["source_valid"]["image"].any() and not batch["source_valid"]["text"].any()
+    with pytest.raises(UserError, match="cannot remove source 'video'"):
+        evaluate(tokenizer, remove=("video",))
+    with pytest.raises(UserError, match="keep at least one"):
+        evaluate(tokenizer, remove=("image", "text"))
