@@ -114,7 +114,7 @@ def without(name):
         ),
         (
             tensors() | {"block.0.wi.weight": np.zeros((2, 3), np.float32)},
-            r"0\.wi\.weight in shape \(2, 3\), but by .*config\.json and the settings it is \(3, 2\)",
+            r"0\.wi\.weight in shape \(2, 3\), but by .*and the settings it is \(3, 2\)",
         ),
         (
             tensors() | {"norm.weight": np.zeros((1, 4), np.float32)},
