@@ -22,7 +22,6 @@ def get_config():
     vision.depths, vision.heads = (2, 2), (3, 6)
     vision.pretrained_window_sizes = (0, 0)
     vision.window_size = 4
-    vision.absolute_positions = True  # not pretrained: it has to learn where things are
     vision.drop_path = 0.1
 
     # The context does not hold the question, so a product is encoded once for all its questions;

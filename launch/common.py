@@ -104,6 +104,8 @@ def _quiet() -> None:
     # Orbax logs through absl; what it logs of a failed write, page after page, it raises as well.
     theirs = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
     absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)
+    # So does asyncio, in which Orbax writes, of each array that was still on its way.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.excepthook = _shown_unless_late
     for name in ("jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)

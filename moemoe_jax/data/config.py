@@ -30,12 +30,17 @@ class SourceConfig:
     `dropout` is the probability that training takes the source away from a product (never all that
     it has). Where one source is far easier to learn from than another, a model that always has the
     easy one hardly looks at the other.
+
+    `dropout_asks` says what a product without its text is asked then: "all", which is right where
+    the other sources mostly show what the text tells as well; or "untold", all but what the text
+    told: where only the text can know that, guessing it teaches nothing and drowns the rest.
     """
 
     name: str
     kind: str
     fields: tuple[str, ...]
     dropout: float = 0.0
+    dropout_asks: str = "all"
 
     def __post_init__(self):
         _require(bool(self.name), "a source has no name: give data.sources names like 'text'")
@@ -52,6 +57,12 @@ class SourceConfig:
         _require(
             0.0 <= self.dropout < 1.0,
             f"source {self.name!r} has dropout {self.dropout}: give a value in [0, 1)",
+        )
+        choices = ("all", "untold") if self.kind == "text" else ("all",)
+        _require(
+            self.dropout_asks in choices,
+            f"source {self.name!r}, of kind {self.kind!r}, has dropout_asks "
+            f"{self.dropout_asks!r}: use {' or '.join(choices)}",
         )
 
 

@@ -68,6 +68,13 @@ def answer_words(record: Record) -> frozenset[str]:
     return frozenset(words - {""})
 
 
+def tells(text: str, value: str) -> bool:
+    """Whether all words of a value occur in a text, in any order, case and plural folded."""
+    words = frozenset().union(*map(forms, _WORD.findall(text)))
+    parts = _WORD.findall(value)
+    return bool(parts) and all(forms(part) & words for part in parts)
+
+
 def hide_words(text: str, words: frozenset[str]) -> str:
     """The text without these folded words, each alone or split in two ("T-shirt" for tshirt)."""
     spans = [match.span() for match in _WORD.finditer(text)]

@@ -14,8 +14,10 @@ import numpy as np
 from moemoe_jax.data import hide
 from moemoe_jax.data.cache import BoundedCache
 from moemoe_jax.data.config import DataConfig, SourceConfig
-from moemoe_jax.data.examples import Product, context_text, source_images
+from moemoe_jax.data.dropout import drop_sources, drop_words, told_questions
+from moemoe_jax.data.examples import Product, source_images
 from moemoe_jax.data.images import ImageError, augment_image, load_image
+from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.notes import Notes
 from moemoe_jax.data.questions import Example, examples_of
 from moemoe_jax.data.records import Record
@@ -93,7 +95,7 @@ class ProductReader:
         for source in self.config.sources:
             images = source_images(record, source.fields) if source.kind == "image" else []
             if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
-                self._image(_Lazy(self.source, index, record), source, False, None)
+                self._image(LazyRecord(self.source, index, record), source, False, None)
 
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""
@@ -128,7 +130,7 @@ class ProductReader:
         Raises:
           UserError: the share of rejects has passed `max_reject_fraction`.
         """
-        lazy = _Lazy(self.source, index)
+        lazy = LazyRecord(self.source, index)
         record_id, examples = self.examples(index)
         examples = choose(examples)
         hidden = self._hidden(record_id, rng)
@@ -145,7 +147,7 @@ class ProductReader:
             self.reject(lazy.record, index, "no source: none of the record's sources can be read")
             return Product((), {})
         if rng is not None:
-            sources = _drop_sources(sources, rng, self.config.sources)
+            sources, examples = self._drop(lazy, sources, examples, hidden, rng)
         if self.config.context_includes_question and examples:
             sources = self._with_question(index, sources, examples[0].question)
         return Product(examples, sources)
@@ -172,7 +174,7 @@ class ProductReader:
 
     def _text(
         self,
-        lazy: "_Lazy",
+        lazy: LazyRecord,
         source: SourceConfig,
         hidden: bool,
         rng: np.random.Generator | None,
@@ -183,14 +185,43 @@ class ProductReader:
         key = (lazy.index, source.name, hidden, drop > 0.0)
         kept = self._texts.get(key)
         if kept is None:
-            record = hide.hide_answers(lazy.record) if hidden else lazy.record
-            kept = context_text(record, source.fields)
+            kept = lazy.text(source, hidden)
             if drop == 0.0:
                 kept = self._encode(kept, lazy.index, source)
             self._texts.put(key, kept, len(kept) * (1 if drop > 0.0 else 4))
         if drop > 0.0:
-            kept = self._encode(_drop_words(kept, rng, drop), lazy.index, source)
+            kept = self._encode(drop_words(kept, rng, drop), lazy.index, source)
         return kept if len(kept) > 1 else None
+
+    def _drop(
+        self,
+        lazy: LazyRecord,
+        sources: dict[str, np.ndarray],
+        examples: tuple[Example, ...],
+        hidden: bool,
+        rng: np.random.Generator,
+    ) -> tuple[dict[str, np.ndarray], tuple[Example, ...]]:
+        """Takes sources away, and with a text what it alone may have told (`dropout_asks`).
+
+        If it told all that is asked, it stays.
+        """
+        kept = drop_sources(sources, rng, self.config.sources)
+        told = [
+            self._told(lazy, one, hidden)
+            for one in self.config.sources
+            if one.dropout_asks == "untold" and one.name in sources and one.name not in kept
+        ]
+        left = tuple(e for e in examples if not any(e.question in some for some in told))
+        return (kept, left) if left else (sources, examples)
+
+    def _told(self, lazy: LazyRecord, source: SourceConfig, hidden: bool) -> frozenset[str]:
+        """The questions about a product that one of its texts answers."""
+        key = (lazy.index, source.name, hidden, "told")
+        told = self._texts.get(key)
+        if told is None:
+            told = told_questions(lazy.text(source, hidden), self.examples(lazy.index)[1])
+            self._texts.put(key, told, 100 * (1 + len(told)))
+        return told
 
     def _encode(self, text: str, index: int, source: SourceConfig) -> np.ndarray:
         ids, truncated = self._tokenizer.encode(text, self.config.text_length)
@@ -200,7 +231,7 @@ class ProductReader:
 
     def _image(
         self,
-        lazy: "_Lazy",
+        lazy: LazyRecord,
         source: SourceConfig,
         hidden: bool,
         rng: np.random.Generator | None,
@@ -219,7 +250,7 @@ class ProductReader:
             return pixels
         return augment_image(pixels, rng, self.config.augment)
 
-    def _load(self, lazy: "_Lazy", source: SourceConfig) -> np.ndarray | None:
+    def _load(self, lazy: LazyRecord, source: SourceConfig) -> np.ndarray | None:
         size, limit = self.config.image_size, self.config.max_image_pixels
         for image in source_images(lazy.record, source.fields):
             try:
@@ -253,36 +284,3 @@ class ProductReader:
                     ids = np.append(ids[: length - 1], value[-1])
                 joined[name] = ids
         return joined
-
-
-class _Lazy:
-    """A record that is read when it is first looked at: with warm caches, never."""
-
-    def __init__(self, source: RecordSource, index: int, record: Record | None = None):
-        self._source = source
-        self.index = index
-        self._record = record
-
-    @property
-    def record(self) -> Record:
-        if self._record is None:
-            self._record = self._source[self.index]
-        return self._record
-
-
-def _drop_words(text: str, rng: np.random.Generator, probability: float) -> str:
-    words = text.split()
-    keep = rng.random(len(words)) >= probability
-    if words and not keep.any():
-        keep[rng.integers(len(words))] = True
-    return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
-
-
-def _drop_sources(
-    sources: dict[str, np.ndarray], rng: np.random.Generator, configs: Sequence[SourceConfig]
-) -> dict[str, np.ndarray]:
-    probability = {config.name: config.dropout for config in configs}
-    keep = rng.random(len(sources)) >= [probability[name] for name in sources]
-    if not keep.any():
-        keep[rng.integers(len(sources))] = True
-    return {name: value for (name, value), kept in zip(sources.items(), keep, strict=True) if kept}

@@ -24,6 +24,7 @@ from moemoe_jax.parallel.sharding import path_name
 OPTIMIZERS = ("adamw", "adam", "adafactor", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Muon's quintic iteration
 # Rank-two parameters that are spared: gains and tables are no matrices, and the small network that
 # makes Swin V2's position bias is left alone as its authors do.
 _NO_DECAY = re.compile(r"norm|relative|position|bias_mlp|logit_scale|(^|/)bias(/value)?$")
@@ -195,6 +196,9 @@ def _muon(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
     dimensions = _muon_dimensions(params)
     rule = contrib.muon(
         1.0,
+        # One row per iteration makes optax loop; a single row, the default, is unrolled for every
+        # matrix, which is most of what a small model's step has to compile.
+        ns_coeffs=(_NEWTON_SCHULZ,) * 5,
         consistent_rms=0.2,
         adam_b1=config.b1,
         adam_b2=config.b2,

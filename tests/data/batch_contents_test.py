@@ -13,6 +13,7 @@ from tests.data.products import (
     AUGMENT,
     COLOURS,
     ListSource,
+    asked,
     contexts,
     evaluate,
     make_config,
@@ -115,6 +116,29 @@ def test_each_source_is_dropped_as_often_as_it_says(tokenizer):
     for batch, meta in evaluate(tokenizer, sources=sources):
         asked = [bool(examples) for examples in meta]
         np.testing.assert_array_equal(batch["source_valid"]["text"], asked)
+
+
+def test_a_text_that_is_dropped_takes_what_it_told_with_it(tokenizer):
+    # "red shirt number 4" tells colour and size; not the fit, and not that there is no sleeve.
+    untold = tuple(
+        dataclasses.replace(one, dropout=0.5, dropout_asks="untold") if one.kind == "text" else one
+        for one in make_config().sources
+    )
+    questions = {True: set(), False: set()}
+    for batch in take(train(tokenizer, sources=untold, questions_per_product=4), 20):
+        assert batch["question_valid"].any(1).all()
+        for row, question, _ in asked(tokenizer, batch):
+            questions[bool(batch["source_valid"]["text"][row])].add(question)
+    assert questions == {True: {"colour", "sleeve", "size", "fit"}, False: {"sleeve", "fit"}}
+
+
+def test_a_text_that_tells_all_that_is_asked_is_not_dropped(tokenizer):
+    untold = tuple(
+        dataclasses.replace(one, dropout=0.9, dropout_asks="untold") if one.kind == "text" else one
+        for one in make_config().sources
+    )
+    for batch in take(train(tokenizer, sources=untold, attributes=("colour",)), 5):
+        assert batch["source_valid"]["text"].all() and batch["question_valid"].any(1).all()
 
 
 def test_what_is_too_long_is_cut_and_counted_once(tokenizer):

@@ -54,6 +54,8 @@ def test_nonsense_is_refused_in_one_line(arguments, message):
         (("s", "text", "title"), "give a tuple"),
         (("s", "text", ()), "has no fields"),
         (("s", "text", ("title",), 1.0), r"dropout 1.0: give a value in \[0, 1\)"),
+        (("s", "text", ("title",), 0.5, "none"), "dropout_asks 'none': use all or untold"),
+        (("s", "image", ("image",), 0.5, "untold"), "dropout_asks 'untold': use all"),
     ],
 )
 def test_bad_sources_are_refused(arguments, message):

@@ -1,6 +1,6 @@
 import pytest
 
-from moemoe_jax.data.hide import answer_words, forms, hide_answers, hide_words, is_hidden
+from moemoe_jax.data.hide import answer_words, forms, hide_answers, hide_words, is_hidden, tells
 from moemoe_jax.data.records import Question, Record
 
 
@@ -74,6 +74,22 @@ def test_all_attributes_all_texts_and_nothing_else():
 def test_nothing_to_hide_changes_nothing():
     text = "A  text, with - its own (spacing)"
     assert hide_words(text, frozenset({"blue"})) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "told"),
+    [
+        ("Men's Round-Neck tee", "round neck", True),
+        ("a neck that is round", "round neck", True),
+        ("a tee with a v neck", "round neck", False),
+        ("Leather sandals", "sandal", True),
+        ("sandalwood", "sandal", False),
+        ("", "red", False),
+        ("anything", "!", False),
+    ],
+)
+def test_what_a_text_tells(text, value, told):
+    assert tells(text, value) == told
 
 
 def test_the_share_of_hidden_ids():
