@@ -8,7 +8,6 @@ import functools
 import os
 import re
 import sys
-import threading
 from types import TracebackType
 import warnings
 
@@ -120,6 +119,5 @@ def _shown_unless_late(
     Once a write has failed, Orbax closes its event loop, and each array that is still on its way
     finds it closed, in a thread of TensorStore.
     """
-    late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    if not late or threading.current_thread() is threading.main_thread():
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)

@@ -11,4 +11,5 @@ use_environment "${VENV:-.venv-test}" requirements-test.txt
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# As many processes as there are cores: most of the time goes into compilers, which use one each.
+python -m pytest -n auto --dist worksteal "$@"
