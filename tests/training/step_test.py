@@ -17,7 +17,7 @@ from moemoe_jax.parallel.sharding import param_shardings, place_batch
 from moemoe_jax.training.losses import LossConfig
 from moemoe_jax.training.step import init_state, make_train_step, split_products
 from moemoe_jax.training.trainable import split_trainable
-from tests.models.tiny import MIXTURE, QUICK, batch, random_model
+from tests.models.tiny import MIXTURE, batch, random_model
 
 BATCH = batch(MIXTURE, products=8, questions=2)
 SGD = optax.sgd(0.5)
@@ -43,7 +43,7 @@ def trainer(
         **{"seed": 0} | options,
     )
     return types.SimpleNamespace(
-        step=jax.jit(step, compiler_options=QUICK),
+        step=jax.jit(step),
         state=init_state(trained, optimizer, bool(ema)),
         frozen=frozen,
         graph=graph,
@@ -167,7 +167,7 @@ def test_training_experts_moves_them_alone_and_the_auxiliary_loss_moves_the_rout
     changes, _ = moved(sgd)
     graph, routers, rest = nnx.split(whole, RouterParam, ...)
     auxiliary = lambda r: nnx.merge(graph, r, rest)(BATCH).moe["decoder/1"].aux_loss  # noqa: E731
-    gradient = jax.jit(jax.grad(auxiliary), compiler_options=QUICK)(routers)
+    gradient = jax.jit(jax.grad(auxiliary))(routers)
     kernel = gradient.decoder.stack.blocks[1].feed_forward.router.kernel[...]
     assert jnp.max(jnp.abs(kernel)) > 1e-3
     change = changes.decoder.stack.blocks[1].feed_forward.router.kernel[...]
