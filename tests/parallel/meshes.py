@@ -24,13 +24,12 @@ ONE = MeshConfig(data=1)
 
 
 def noisy(config):
-    """The model with all that is random turned on, and mixtures in encoders and decoder."""
+    """The model with all that is random turned on."""
     return dataclasses.replace(
         config,
         text=dataclasses.replace(config.text, dropout=0.1),
         vision=dataclasses.replace(config.vision, drop_path=0.2, dropout=0.1),
         moe=dataclasses.replace(config.moe, num_experts=8, noise="gaussian"),
-        moe_layers=dataclasses.replace(config.moe_layers, context_encoder="all"),
     )
 
 
