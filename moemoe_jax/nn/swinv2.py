@@ -19,6 +19,7 @@ from moemoe_jax.nn import rng, windows
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import param
 from moemoe_jax.nn.window_attention import KERNEL_INIT, WindowAttention
+from moemoe_jax.parallel.axes import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,5 +311,5 @@ class SwinV2(nnx.Module):
             x += self.positions[...].astype(x.dtype)
         x = rng.dropout(x, config.dropout, first)
         for stage, stage_key in zip(self.stages, keys, strict=True):
-            x = stage(x, stage_key)
+            x = stage(constrain(x, "batch"), stage_key)
         return self.final_norm(x.reshape(x.shape[0], -1, config.width))
