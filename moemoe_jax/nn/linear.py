@@ -10,6 +10,31 @@ from moemoe_jax.nn.params import Initializer, param
 from moemoe_jax.parallel.axes import constrain, gathered
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product x W of x [..., in] and W [in, out], whose gradient by W is computed as xᵀ g.
+
+    Left to itself, JAX takes (gᵀ x)ᵀ. The same number, but a CPU's matrix product wants its first
+    factor transposed in memory, and a compiler does so while it still computes g, which is several
+    times slower than transposing x. No forward-mode derivative.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved, gradient):
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    by_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    return by_x, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nnx.Module):
     """y = x W (+ b), with `kernel` [in, out] and, if asked for, `bias` [out].
 
@@ -45,7 +70,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float [..., in] to `dtype` [..., out]."""
-        y = x.astype(self.dtype) @ self.weights()
+        y = matmul(x.astype(self.dtype), self.weights())
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def weights(self) -> jax.Array:

@@ -9,6 +9,7 @@ K' output tokens, D' output channels.
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 import jax
@@ -160,6 +161,11 @@ class LayerNorm(nnx.Module):
         return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x Φ(x), Φ by erf: `jax.nn.gelu` takes erfc, twice as slow, for a tail of 1e-7."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class MLP(nnx.Module):
     """Two linear maps with exact GELU between them."""
 
@@ -171,7 +177,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float [..., C] to [..., C]."""
-        return self.out_proj(jax.nn.gelu(self.in_proj(x), approximate=False))
+        return self.out_proj(gelu(self.in_proj(x)))
 
 
 class Block(nnx.Module):

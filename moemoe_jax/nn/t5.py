@@ -263,15 +263,23 @@ def lm_head(config: T5Config, *, rngs: nnx.Rngs) -> Linear:
     return Linear(config.d_model, config.vocab_size, init=init, axes=axes, dtype=dtype, rngs=rngs)
 
 
-def logits(hidden: jax.Array, head: Embed | Linear, scale: bool) -> jax.Array:
-    """Vocabulary scores float32 [..., V] of hidden [..., D].
+def readout(hidden: jax.Array, head: Embed | Linear, scale: bool) -> tuple[jax.Array, jax.Array]:
+    """The two factors of the vocabulary's `scores`, in the compute dtype.
 
     Args:
-      hidden: from the decoder.
+      hidden: from the decoder, [..., D].
       head: the embedding table, where it is tied, or a projection of its own.
       scale: whether to take hidden * D^-1/2, as `T5Config.scales_logits` says.
+
+    Returns:
+      hidden [..., D] and a kernel [D, V].
     """
     kernel = head.weights().T if isinstance(head, Embed) else head.weights()
     hidden = hidden * hidden.shape[-1] ** -0.5 if scale else hidden
-    scores = jnp.matmul(hidden.astype(head.dtype), kernel, preferred_element_type=jnp.float32)
-    return constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
+    return hidden.astype(head.dtype), kernel
+
+
+def scores(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Vocabulary scores (logits), float32 [..., V], of what `readout` returned."""
+    found = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(found, "batch", *(None,) * (found.ndim - 2), "vocab")

@@ -262,8 +262,8 @@ def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
             params, inputs = trained
             fused = Fused(inputs["sources"], inputs["weights"], valid)
             model = nnx.merge(graph, params, rest)
-            logits, stats = model.decode(fused, answer, answer > 0, inputs["question"])
-            return jnp.sum(jnp.sin(logits) * probe) + stats["decoder/1"].aux_loss
+            hidden, stats = model.decode(fused, answer, answer > 0, inputs["question"])
+            return jnp.sum(jnp.sin(model.logits(hidden)) * probe) + stats["decoder/1"].aux_loss
 
         results.append(loss((params, inputs)))
     chex.assert_tree_all_finite(results[0])
