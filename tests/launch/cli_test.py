@@ -104,6 +104,14 @@ def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
     assert not (workdir / "config.json").exists()
 
 
+def test_a_dry_run_prints_what_would_lie_where_and_leaves_nothing(tmp_path):
+    done = run("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "decoder_embedding/table" in done.stdout
+    assert "total, without activations" in done.stdout.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_must_be_given_is_asked_for_and_must_be_there(tmp_path):
     refused(run("train"), "--workdir is missing")
     refused(run("predict", "--workdir=x"), "is missing; add --")
