@@ -14,11 +14,13 @@ from absl import flags
 from launch import common
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
+common.define_processes()
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say."""
     del argv
+    common.join_processes()
     from moemoe_jax.training.loop import train
 
     train(flags.FLAGS.config, flags.FLAGS.workdir)
