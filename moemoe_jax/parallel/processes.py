@@ -4,6 +4,7 @@ All of them run the same program on the same settings. The first, number 0, alon
 and writes files that are not split among them; the work directory is on a disk that all share.
 """
 
+import itertools
 import os
 import socket
 import sys
@@ -11,6 +12,8 @@ import time
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+import numpy as np
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.parallel.clusters import Place
@@ -57,6 +60,26 @@ def join(
             f"{place.coordinator} ({place.cluster}) within {start_timeout} s: are all of them "
             f"started, and can that port be reached? ({cause})"
         ) from error
+    barrier("all processes have started")
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections that the mesh's collectives take between processes on CPUs.
+
+    There they are opened by whatever uses them first, and all processes must come to that within
+    30 s: too short where one compiles for longer than another. Later uses wait as long as it takes.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    groups = [g for n in range(len(axes)) for g in itertools.combinations(axes, n + 1)]
+    spec = PartitionSpec(tuple(axes))
+
+    @jax.shard_map(mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    def add(x: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(x, group) for group in groups]
+
+    jax.block_until_ready(jax.jit(add)(np.ones(mesh.size, np.float32)))
 
 
 def _wait_for_name(host: str, seconds: float) -> None:
