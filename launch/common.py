@@ -62,7 +62,7 @@ def run(
         if error.filename is None:
             _raise(name)
         _fail(name, f"{error.filename}: {error.strerror}; choose another path, or make room there")
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         _raise(name)
     except SystemExit as leaving:
         # Absl's status is 1 for a help that was asked for.

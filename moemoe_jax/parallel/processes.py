@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
@@ -20,6 +21,8 @@ from moemoe_jax.parallel.clusters import Place
 
 PEER_TIMEOUT = 100
 START_TIMEOUT = 300
+# Seconds that the others wait at the end for the first one, which may have a report to write.
+END_TIMEOUT = 3600
 
 
 def join(
@@ -52,6 +55,7 @@ def join(
             cluster_detection_method="deactivate" if complete else None,
             initialization_timeout=max(1, round(left)),
             heartbeat_timeout_seconds=peer_timeout,
+            shutdown_timeout_seconds=END_TIMEOUT,
         )
     except (RuntimeError, ValueError, OSError) as error:
         cause = " ".join(str(error).split())[:200]
@@ -116,6 +120,7 @@ def barrier(name: str) -> None:
 def quieten_others() -> None:
     """Sends what any process but the first prints nowhere; errors still go to stderr."""
     if not is_primary():
+        logging.set_verbosity(logging.ERROR)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open until the end
 
 

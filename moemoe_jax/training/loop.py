@@ -17,7 +17,7 @@ from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
 from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.inference.predictor import Predictor
-from moemoe_jax.parallel.processes import connect, is_primary
+from moemoe_jax.parallel.processes import barrier, connect, is_primary
 from moemoe_jax.parallel.sharding import local_rows, place_batch, replicated
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.config import METRICS
@@ -52,6 +52,7 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
     resuming = workdir.belongs_to(document)
+    barrier("every process has looked at the work directory")
     data = open_data(mapping, workdir, resuming, say)
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
