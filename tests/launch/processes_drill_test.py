@@ -22,7 +22,7 @@ SETTINGS = (
     "--config.model.moe_layers.decoder=odd",
     "--config.model.moe.noise=gaussian",
     # Muon makes much of the last bits, in which the sums of other devices differ.
-    "--config.optimizer.name=adam",
+    "--config.optimizer.name=adamw",
     "--config.optimizer.learning_rate=1e-4",
     f"--config.train.steps={STEPS}",
     "--config.train.eval_every=6",

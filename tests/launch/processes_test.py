@@ -18,7 +18,7 @@ from tests.launch import tiny
 from tests.launch.cli import ROOT, TINY, command, environment, run
 
 # Without Muon and evaluations, which take longer to compile than all else.
-SETTINGS = {"optimizer.name": "adam", "data.val_fraction": 0.0, "data.products_per_batch": 8}
+SETTINGS = {"optimizer.name": "adamw", "data.val_fraction": 0.0, "data.products_per_batch": 8}
 
 
 def history(folder):
