@@ -1,6 +1,7 @@
 """What the entry points share: a first line at once, and one line for a user's mistake.
 
 Exit status: 0 the whole job is done; 2 a user's mistake (one line on stderr); 1 anything else.
+Of several processes one that fails takes the others along, which end with a status of their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +17,11 @@ from absl import app, flags
 from launch import process
 from moemoe_jax.errors import UserError
 
-USER_ERROR = 2
+FAILED, USER_ERROR = 1, 2
 _HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull", "--helpxml"}
+
+# Which process this is, once it is one of several.
+_several: list[str] = []
 
 # The flags defined here belong to the entry point that asks for them: its --help shows them.
 flags.disclaim_key_flags()
@@ -56,8 +60,10 @@ def run(
         _fail(name, error)
     except OSError as error:
         if error.filename is None:
-            raise
+            _raise(name)
         _fail(name, f"{error.filename}: {error.strerror}; choose another path, or make room there")
+    except (Exception, KeyboardInterrupt):
+        _raise(name)
     except SystemExit as leaving:
         # Absl's status is 1 for a help that was asked for.
         sys.exit(0 if helping else leaving.code)
@@ -66,6 +72,45 @@ def run(
 def define_workdir(help_text: str = "The work directory.") -> None:
     """Defines `--workdir`, which must be given."""
     flags.DEFINE_string("workdir", None, help_text, required=True)
+
+
+def define_processes() -> None:
+    """Defines the flags with which several processes find each other; see `join_processes`."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where there are several.")
+    flags.DEFINE_integer("processes", None, "How many there are; Slurm, GKE and others say it.")
+    flags.DEFINE_integer("process", None, "Which one this is, from 0; likewise.")
+    flags.DEFINE_integer(
+        "peer_timeout", 100, "Seconds after which a silent process is dead, and the job ends.", 10
+    )
+
+
+def join_processes() -> None:
+    """Meets the other processes, where flags or the cluster say that there are others.
+
+    From then on only the first one prints, and one that fails ends at once: the usual end waits
+    for the others, which may be waiting for it.
+
+    Raises:
+      UserError: for what `clusters.locate` and `processes.join` refuse.
+    """
+    from moemoe_jax.parallel import clusters
+
+    args = flags.FLAGS
+    place = clusters.locate(args.coordinator, args.processes, args.process)
+    if place is None:
+        return
+    import jax
+
+    from moemoe_jax.parallel import processes
+
+    processes.join(place, args.peer_timeout)
+    _several.append(f"process {jax.process_index()} of {jax.process_count()}")
+    processes.quieten_others()
+    print(
+        f"processes: {jax.process_count()} with {jax.device_count()} devices, "
+        f"met through {place.cluster}",
+        flush=True,
+    )
 
 
 def _parse(argv: Sequence[str], config: str) -> list[str]:
@@ -88,9 +133,34 @@ def _parse(argv: Sequence[str], config: str) -> list[str]:
         raise UserError(f"{text} (--help lists the flags)") from None
 
 
-def _fail(name: str, error: Exception | str) -> None:
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.exit(USER_ERROR)
+def _fail(name: str, error: Exception | str, status: int = USER_ERROR) -> None:
+    who = ": ".join([name, *_several])
+    print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    _leave(status)
+
+
+def _raise(name: str) -> None:
+    """Lets the exception at hand go on, with a traceback; of several processes, ends this one."""
+    if not _several:
+        raise  # noqa: PLE0704  called where one is handled
+    from moemoe_jax.parallel.processes import lost_a_peer
+
+    error = sys.exception()
+    if lost_a_peer(error):
+        remedy = "the same command goes on from the last checkpoint"
+        cause = str(error).strip().splitlines()[0][:160]
+        _fail(name, f"another process is gone; {remedy} ({cause})", FAILED)
+    sys.excepthook(type(error), error, error.__traceback__)
+    _leave(FAILED)
+
+
+def _leave(status: int) -> None:
+    """Exits; one of several processes does so without the wait for the others to end as well."""
+    if _several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _quiet() -> None:

@@ -19,12 +19,16 @@ flags.DEFINE_string("split", "test", "The split of the run's data: train, val or
 flags.DEFINE_string("input", "", "Other data with gold answers, in place of --split.")
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list("remove_sources", [], "Sources to take away from every product.")
+common.define_processes()
 flags.DEFINE_string("name", "", "The results' folder under eval/; by default from the flags.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    common.join_processes()
+    import jax
+
     from moemoe_jax.data.pipeline import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import open_source
@@ -37,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     loaded = loading.load(workdir, args.checkpoint)
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
-    rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction)
+    rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction, jax.process_index())
     source = (
         open_source(args.input, None, rejects)
         if args.input

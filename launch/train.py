@@ -16,6 +16,7 @@ from launch import common
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
 flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
+common.define_processes()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
         dry_run(flags.FLAGS.config, WorkDir(Path(flags.FLAGS.workdir).expanduser()))
         return
+    common.join_processes()
     from moemoe_jax.training.loop import train
 
     train(flags.FLAGS.config, flags.FLAGS.workdir)

@@ -7,12 +7,13 @@ Shapes: P products, Q questions a product, U rows of the question table, J quest
 K source tokens, L answer tokens, S image side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
+from moemoe_jax.data.questions import Example
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.data.tokenizer import EOS_ID
 from moemoe_jax.errors import UserError
@@ -20,12 +21,11 @@ from moemoe_jax.errors import UserError
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
-def question_rows(config: DataConfig, products: int, distinct: int) -> int:
+def question_rows(config: DataConfig, distinct: int) -> int:
     """Decides U, so that no batch of these data can have more distinct questions.
 
     Args:
-      config: Q, and U where it is set by hand.
-      products: P of one process.
+      config: P, Q, and U where it is set by hand.
       distinct: how many different questions the data ask (or any larger number).
 
     Returns:
@@ -34,7 +34,7 @@ def question_rows(config: DataConfig, products: int, distinct: int) -> int:
     Raises:
       UserError: the U set by hand is too small for these data.
     """
-    most = products * config.questions_per_product
+    most = config.products_per_batch * config.questions_per_product
     needed = max(1, min(most, distinct))
     if not config.distinct_questions:
         return needed
@@ -66,21 +66,24 @@ def neutral_sources(config: DataConfig, products: int) -> dict[str, np.ndarray]:
 
 
 def collate(
-    products: Sequence[Product], reader: ProductReader, rows: int, first_row: int = 0
+    products: Sequence[Product],
+    asked: Iterable[tuple[Example, ...]],
+    reader: ProductReader,
+    rows: int,
 ) -> Batch:
-    """Puts products into a batch.
+    """Puts products into a batch, or those of its products that this process makes.
 
     Args:
       products: P of them; one without questions is padding.
+      asked: the questions drawn for every product of the batch, also of those that others make. The
+        table is made of them, so that it is the same on all processes: a question that its product
+        then lost, with the source that told it or as a reject, stays in it.
       reader: tokenises questions and answers.
       rows: U.
-      first_row: number of this batch's first row where the tables of several processes are put
-        one behind the other.
 
     Returns:
       question_ids: int32 [U, J], pad 0 behind `</s>`; unused rows are all pad.
-      question_index: int32 [P, Q], row of the table plus `first_row`; `first_row` where there is
-        no question.
+      question_index: int32 [P, Q], row of the table; 0 where there is no question.
       question_valid: bool [P, Q].
       answer_ids: int32 [P, Q, L]; all pad where the answer is not known.
       sources: name -> int32 [P, K] or uint8 [P, S, S, 3].
@@ -88,15 +91,18 @@ def collate(
     """
     config = reader.config
     shape = (len(products), config.questions_per_product)
-    index = np.full(shape, first_row, np.int32)
+    index = np.zeros(shape, np.int32)
     valid = np.zeros(shape, np.bool_)
     answers = np.zeros((*shape, config.answer_length), np.int32)
     sources = neutral_sources(config, len(products))
     source_valid = {name: np.zeros(len(products), np.bool_) for name in sources}
     table: dict[str, int] = {}
+    for examples in asked:
+        for example in examples:
+            table.setdefault(example.question, len(table))
     for p, product in enumerate(products):
         for q, example in enumerate(product.examples):
-            index[p, q] += table.setdefault(example.question, len(table))
+            index[p, q] = table[example.question]
             ids = reader.answer_ids(example)
             answers[p, q, : len(ids)] = ids
         valid[p, : len(product.examples)] = True

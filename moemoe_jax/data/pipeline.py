@@ -4,14 +4,15 @@ Step t of training takes rows t * P to (t + 1) * P of an endless stream: the pro
 each epoch. Everything random about a row (its questions, its augmentation) is drawn from a
 generator keyed by (seed, row number). So a batch is a pure function of (seed, step): it does not
 depend on the number of threads, a run continues at any step at no cost, and each of several
-processes makes its own slice of the same batch.
+processes makes its own rows of the same batch. The table of distinct questions is of the whole
+batch: every process makes all of it, which takes the choice of every row's questions but none of
+their products.
 
 Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
 question table.
 """
 
 from collections.abc import Iterator, Sequence
-import operator
 
 from absl import logging
 import grain
@@ -34,19 +35,6 @@ _MANY_ROWS = 2**56
 Meta = list[tuple[Example, ...]]
 
 
-def _share(config: DataConfig, process_index: int, process_count: int) -> slice:
-    """Returns which rows of a global batch belong to a process."""
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process {process_index} of {process_count}: count them from 0")
-    if config.products_per_batch % process_count:
-        raise UserError(
-            f"data.products_per_batch {config.products_per_batch} does not divide among "
-            f"{process_count} processes: give a multiple of {process_count}"
-        )
-    size = config.products_per_batch // process_count
-    return slice(process_index * size, (process_index + 1) * size)
-
-
 def _read_options(config: DataConfig) -> grain.ReadOptions:
     buffer = config.prefetch if config.threads else 0
     return grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=buffer)
@@ -60,26 +48,24 @@ class TrainBatches:
       questions: how many questions those products have.
       steps_per_epoch: steps in which every product comes once, not rounded.
       attributes: how often each attribute has each value ("" where there is known to be none).
-      rows: U of this process.
+      rows: U.
       rejects, notes: what could not be used, and what was not used whole.
     """
 
     def __init__(
-        self, reader: ProductReader, seed: int, start_step: int, share: slice, process_index: int
+        self, reader: ProductReader, seed: int, start_step: int, mine: Sequence[int] | None
     ):
         config = reader.config
-        products = share.stop - share.start
-        limit = products * config.questions_per_product
-        found = survey(reader, limit)
+        found = survey(reader, config.products_per_batch * config.questions_per_product)
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
         self.attributes = found.attributes
-        self.rows = question_rows(config, products, found.distinct)
+        self.rows = question_rows(config, found.distinct)
         self.rejects, self.notes = reader.rejects, reader.notes
-        self._reader, self._seed, self._share = reader, seed, share
+        self._reader, self._seed = reader, seed
+        self._mine = _mine(config, mine)
         self._indices = found.indices
-        self._first_row = process_index * self.rows
         # As good as endless; grain's own "for ever" overflows with one product a batch.
         epochs = _MANY_ROWS // self.products
         steps = (
@@ -138,22 +124,24 @@ class TrainBatches:
         self._step = step
 
     def _make(self, step: int, drawn: np.ndarray) -> Batch:
-        first = step * self._reader.config.products_per_batch
-        rows = range(self._share.start, self._share.stop)
-        products = [self._product(int(drawn[row]), first + row) for row in rows]
-        return collate(products, self._reader, self.rows, self._first_row)
+        first, indices = step * len(drawn), self._indices[drawn]
+        asked = [self._draw(int(index), first + row)[0] for row, index in enumerate(indices)]
+        products = [self._product(int(indices[row]), first + row) for row in self._mine]
+        return collate(products, asked, self._reader, self.rows)
 
-    def _product(self, position: int, row: int) -> Product:
+    def _draw(self, index: int, row: int) -> tuple[tuple[Example, ...], np.random.Generator]:
+        """The questions to ask in a row, and the generator for what else is random about it."""
         count = self._reader.config.questions_per_product
         key = np.array([self._seed % 2**64, row], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
+        examples = self._reader.examples(index)[1]
+        if len(examples) > count:
+            examples = tuple(examples[i] for i in rng.permutation(len(examples))[:count])
+        return examples, rng
 
-        def choose(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-            if len(examples) <= count:
-                return examples
-            return tuple(examples[i] for i in rng.permutation(len(examples))[:count])
-
-        return self._reader.read(int(self._indices[position]), choose, rng=rng)
+    def _product(self, index: int, row: int) -> Product:
+        examples, rng = self._draw(index, row)
+        return self._reader.read(index, lambda _: examples, rng=rng)
 
 
 class EvalBatches:
@@ -162,7 +150,7 @@ class EvalBatches:
     Attributes:
       products: N.
       questions: how many questions are asked in all.
-      rows: U of this process.
+      rows: U.
       rejects, notes: what could not be used, and what was not used whole.
     """
 
@@ -170,19 +158,18 @@ class EvalBatches:
         self,
         reader: ProductReader,
         remove_sources: Sequence[str],
-        share: slice,
-        process_index: int,
+        mine: Sequence[int] | None,
     ):
         config = reader.config
         check_removal(config, remove_sources)
-        size, chunk = share.stop - share.start, config.questions_per_product
-        found = survey(reader, size * chunk)
+        chunk = config.questions_per_product
+        found = survey(reader, config.products_per_batch * chunk)
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
-        self.rows = question_rows(config, size, found.distinct)
+        self.rows = question_rows(config, found.distinct)
         self.rejects, self.notes = reader.rejects, reader.notes
         self._reader, self._remove = reader, tuple(remove_sources)
-        self._share, self._first_row = share, process_index * self.rows
+        self._mine = _mine(config, mine)
         # A product with more than Q questions takes several rows, one behind the other.
         chunks = -(-found.counts // chunk)
         self._record = np.repeat(found.indices, chunks)
@@ -202,18 +189,30 @@ class EvalBatches:
             iterator.close()
 
     def _make(self, step: int) -> tuple[Batch, Meta]:
-        first = step * self._reader.config.products_per_batch
-        rows = range(self._share.start, self._share.stop)
-        products = [self._product(first + row) for row in rows]
-        batch = collate(products, self._reader, self.rows, self._first_row)
-        return batch, [product.examples for product in products]
+        size = self._reader.config.products_per_batch
+        first = step * size
+        asked = [self._examples(first + row) for row in range(size)]
+        products = [self._product(first + row, asked[row]) for row in self._mine]
+        meta = list(asked)
+        for row, product in zip(self._mine, products, strict=True):
+            meta[row] = product.examples
+        return collate(products, asked, self._reader, self.rows), meta
 
-    def _product(self, row: int) -> Product:
+    def _examples(self, row: int) -> tuple[Example, ...]:
         if row >= len(self._record):
-            return Product((), {})
+            return ()
         size = self._reader.config.questions_per_product
-        chunk = slice(int(self._chunk[row]) * size, (int(self._chunk[row]) + 1) * size)
-        return self._reader.read(int(self._record[row]), operator.itemgetter(chunk), self._remove)
+        start = int(self._chunk[row]) * size
+        return self._reader.examples(int(self._record[row]))[1][start : start + size]
+
+    def _product(self, row: int, examples: tuple[Example, ...]) -> Product:
+        if not examples:
+            return Product((), {})
+        return self._reader.read(int(self._record[row]), lambda _: examples, self._remove)
+
+
+def _mine(config: DataConfig, rows: Sequence[int] | None) -> Sequence[int]:
+    return range(config.products_per_batch) if rows is None else rows
 
 
 def check_removal(config: DataConfig, remove_sources: Sequence[str]) -> None:
@@ -237,8 +236,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     rejects: Rejects | None = None,
     notes: Notes | None = None,
 ) -> TrainBatches:
@@ -253,10 +251,9 @@ def train_batches(
       config: what a batch looks like.
       seed: decides order, questions and augmentation.
       start_step: the first step; the same as taking and dropping that many batches.
-      process_index: i, which process this is. It makes rows [i * P / n, (i + 1) * P / n) of each
-        batch, and its `question_index` points into the tables of all processes put one behind the
-        other, so that concatenating every array over the processes gives the global batch.
-      process_count: n, which must divide P.
+      rows: the rows of each batch that this process makes (`parallel.sharding.local_rows`), all of
+        them by default. Its arrays hold these, but for the table of questions, which is the whole
+        batch's.
       rejects: where rejects go; by default a new list, kept as an attribute of the iterator.
       notes: what else is counted; likewise.
 
@@ -265,12 +262,11 @@ def train_batches(
       `close`.
 
     Raises:
-      UserError: nothing to train on, too many rejects, or P does not divide among the processes.
+      UserError: nothing to train on, or too many rejects.
     """
-    share = _share(config, process_index, process_count)
     counters = _counters(config, rejects, notes)
     reader = ProductReader(source, tokenizer, config, labelled_only=True, **counters)
-    return TrainBatches(reader, seed, start_step, share, process_index)
+    return TrainBatches(reader, seed, start_step, rows)
 
 
 def eval_batches(
@@ -280,8 +276,7 @@ def eval_batches(
     remove_sources: Sequence[str] = (),
     ask: Sequence[str] = (),
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     rejects: Rejects | None = None,
     notes: Notes | None = None,
 ) -> EvalBatches:
@@ -296,23 +291,22 @@ def eval_batches(
       remove_sources: names of sources to take away from every product. A product that has no other
         keeps its questions, with `source_valid` False throughout.
       ask: attributes to ask of every record, known or not.
-      process_index: as in `train_batches`.
-      process_count: as in `train_batches`.
+      rows: as in `train_batches`.
       rejects: as in `train_batches`.
       notes: as in `train_batches`.
 
     Returns:
-      An iterable with a length, of (batch, meta). `meta` lists, for each row, the examples of its
-      columns; rows that fill up the last batch, and products none of whose sources can be read
-      (which are rejects), have none.
+      An iterable with a length, of (batch, meta). `meta` lists, for each row of all processes, the
+      examples of its columns. Rows that fill up the last batch have none, nor have products none of
+      whose sources can be read (which are rejects); of the latter only the process that makes the
+      row knows, so for another's rows `question_valid` has the last word.
 
     Raises:
       UserError: nothing to ask, an unknown source to remove, or as in `train_batches`.
     """
-    share = _share(config, process_index, process_count)
     counters = _counters(config, rejects, notes)
     reader = ProductReader(source, tokenizer, config, labelled_only=False, ask=ask, **counters)
-    return EvalBatches(reader, remove_sources, share, process_index)
+    return EvalBatches(reader, remove_sources, rows)
 
 
 def _counters(

@@ -4,6 +4,8 @@ A bad line never stops a job and never vanishes; too many of them do stop it.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+import contextlib
 import json
 from pathlib import Path
 import threading
@@ -17,35 +19,44 @@ class Rejects:
     Each reject is one line of `rejects.jsonl`: `{"file", "line", "reason", "id"?}`; `line` counts
     from 1 (for Parquet and TFDS: the row) and is 0 where the whole file is meant. The same file,
     line and reason count and are written once, also when a job is resumed with the same file.
+
+    Of several processes each has a list of its own. What all of them find (see `found_by_all`), the
+    first writes down; what another finds alone goes to `rejects.<process>.jsonl`.
     """
 
-    def __init__(self, path: Path | str | None = None, max_fraction: float = 0.01):
+    def __init__(
+        self, path: Path | str | None = None, max_fraction: float = 0.01, process: int = 0
+    ):
         """Makes an empty list.
 
         Args:
           path: where to append; None keeps only the counts.
           max_fraction: the share of rejects, in 0..1, above which `check` raises.
+          process: which of the job's processes this is.
         """
         if not 0.0 <= max_fraction <= 1.0:
             raise UserError(
                 f"max_reject_fraction is {max_fraction}; it is a share, give a number from 0 to 1"
             )
         self.path = Path(path) if path is not None else None
+        if process and self.path is not None:
+            self.path = self.path.with_name(f"{self.path.stem}.{process}{self.path.suffix}")
+        self._process = process
         self.max_fraction = max_fraction
         self.reasons: Counter[str] = Counter()  # by kind: the reason up to its first colon
         self._keys: set[tuple[str, int, str]] = set()
         self._seen: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock, self._thread = threading.Lock(), threading.local()
         self._written = _read_keys(self.path)
 
     def __getstate__(self):
         """A copy for a worker process: all but the lock."""
         state = dict(self.__dict__)
-        del state["_lock"]
+        del state["_lock"], state["_thread"]
         return state
 
     def __setstate__(self, state):
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _thread=threading.local())
 
     @property
     def total(self) -> int:
@@ -56,6 +67,15 @@ class Rejects:
     def seen(self) -> int:
         """How many records were looked at, good and bad, as told by `saw`."""
         return sum(self._seen.values())
+
+    @contextlib.contextmanager
+    def found_by_all(self) -> Iterator[None]:
+        """What this thread adds inside the block, the other processes find as well."""
+        self._thread.shared = True
+        try:
+            yield
+        finally:
+            self._thread.shared = False
 
     def saw(self, file: Path | str, count: int) -> None:
         """Tells how many records `file` holds; telling it again does not count twice."""
@@ -77,7 +97,8 @@ class Rejects:
                 return
             self._keys.add(key)
             self.reasons[reason.split(":", 1)[0]] += 1
-            if self.path is None or key in self._written:
+            theirs = self._process > 0 and getattr(self._thread, "shared", False)
+            if self.path is None or theirs or key in self._written:
                 return
             self._written.add(key)
             entry = {"file": key[0], "line": key[1], "reason": reason}

@@ -100,10 +100,11 @@ def open_splits(
         source.splits = own if part is None else ()
         return source
 
-    found = {
-        split: _pick(opened, own, split, spec=spec, fractions=fractions, seed=split_seed)
-        for split in splits
-    }
+    with rejects.found_by_all():
+        found = {
+            split: _pick(opened, own, split, spec=spec, fractions=fractions, seed=split_seed)
+            for split in splits
+        }
     rejects.check()
     return found
 

@@ -43,6 +43,11 @@ def survey(reader: ProductReader, limit: int) -> Survey:
     Raises:
       UserError: no question is left, or too many records are rejected.
     """
+    with reader.rejects.found_by_all():
+        return _survey(reader, limit)
+
+
+def _survey(reader: ProductReader, limit: int) -> Survey:
     config, source = reader.config, reader.source
     indices, counts, distinct, known = [], [], set(), set()
     attributes: dict[str, Counter[str]] = defaultdict(Counter)

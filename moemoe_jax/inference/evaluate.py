@@ -18,6 +18,8 @@ from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator, fit_calibrator
 from moemoe_jax.inference.loading import Loaded, load_calibration, save_calibration
 from moemoe_jax.inference.predictor import Predictor
+from moemoe_jax.parallel.processes import is_primary
+from moemoe_jax.parallel.sharding import local_rows
 from moemoe_jax.workdir import WorkDir, write_atomically
 
 Say = Callable[[str], None]
@@ -73,13 +75,21 @@ def answer_source(
     )
     notes = Notes()
     batches = eval_batches(
-        source, loaded.tokenizer, data, remove_sources, ask, rejects=rejects, notes=notes
+        source,
+        loaded.tokenizer,
+        data,
+        remove_sources,
+        ask,
+        rows=local_rows(loaded.mesh, data.products_per_batch),
+        rejects=rejects,
+        notes=notes,
     )
     predictor = Predictor(
         loaded.graph, config, loaded.tokenizer, loaded.mesh, name, calibration=calibrator
     )
     say(f"{title}: {batches.questions} questions about {batches.products} products")
-    shown = tqdm.tqdm(batches, desc=title, unit="batch", disable=None, leave=False)
+    hidden = None if is_primary() else True  # None: where stderr is no terminal
+    shown = tqdm.tqdm(batches, desc=title, unit="batch", disable=hidden, leave=False)
     answers = list(predictor(loaded.params, shown))
     for event, count in notes.counts().items():
         say(f"  note: {event}: {count}")
@@ -119,7 +129,8 @@ def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = pri
         )
     ]
     thresholds = fit_thresholds(scored, config.evaluation)
-    save_calibration(workdir, loaded.step, calibrator, thresholds)
+    if is_primary():
+        save_calibration(workdir, loaded.step, calibrator, thresholds)
     return calibrator, thresholds
 
 
@@ -136,7 +147,9 @@ def write_results(
     metrics: dict[str, Any],
     config: ExperimentConfig,
 ) -> None:
-    """Writes `eval/<split>/`: metrics.json, answers.jsonl and report.html."""
+    """Writes `eval/<split>/`: metrics.json, answers.jsonl, report.html; the first process does."""
+    if not is_primary():
+        return
     folder = workdir.evaluation(split)
     write_answers(folder / "answers.jsonl", answers)
     write_report(

@@ -15,6 +15,7 @@ from moemoe_jax.files import read_json
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.models.build import abstract_model
 from moemoe_jax.parallel.mesh import make_mesh
+from moemoe_jax.parallel.processes import connect
 from moemoe_jax.parallel.sharding import param_shardings
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.trainable import split_trainable
@@ -66,7 +67,9 @@ def load(workdir: WorkDir, checkpoint: str = "best", mesh: Mesh | None = None) -
     settings = read_settings(workdir.config)
     tokenizer = Tokenizer.load(workdir.tokenizer)
     config = from_config_dict(settings, tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    if mesh is None:
+        mesh = make_mesh(config.mesh)
+        connect(mesh)
     graph, trained, frozen = split_trainable(abstract_model(config.model), config.train.trainable)
     name = "ema" if config.optimizer.ema_decay else "params"
     target = {name: place(trained, mesh), "frozen": place(frozen, mesh)}

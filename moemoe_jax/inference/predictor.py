@@ -17,7 +17,7 @@ from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.confidence import sequence_confidence
 from moemoe_jax.inference.decoding import END, decoded, greedy
 from moemoe_jax.parallel.axes import using
-from moemoe_jax.parallel.sharding import place_batch
+from moemoe_jax.parallel.sharding import place_batch, replicated
 
 
 class Predictor:
@@ -51,6 +51,9 @@ class Predictor:
             )
         )
 
+        # Of several processes each gets all answers, so that all judge them alike.
+        self._everywhere = jax.jit(lambda results: results, out_shardings=replicated(mesh))
+
     def __call__(
         self, params: tuple[nnx.State, ...], batches: Iterable[tuple[Batch, Meta]]
     ) -> Iterator[ScoredAnswer]:
@@ -58,12 +61,15 @@ class Predictor:
 
         Args:
           params: the states that, with the graph, make the model.
-          batches: from `data.pipeline.eval_batches`.
+          batches: from `data.pipeline.eval_batches`; of several processes each passes its rows and
+            gets the answers of all.
         """
         waiting = None
         for batch, meta in batches:
             # The device works on this batch while the host writes out the one before.
-            started = self._run(params, place_batch(batch, self._mesh)), meta
+            placed = place_batch(batch, self._mesh, products=len(meta))
+            results = self._run(params, placed)
+            started = self._everywhere((*results, placed["question_valid"])), meta
             if waiting is not None:
                 yield from self._collect(*waiting)
             waiting = started
@@ -71,8 +77,13 @@ class Predictor:
             yield from self._collect(*waiting)
 
     def _collect(self, results: tuple[jax.Array, ...], meta: Meta) -> Iterator[ScoredAnswer]:
-        ids, confidence, weights = map(np.asarray, results)
-        asked = [(p, q, e) for p, examples in enumerate(meta) for q, e in enumerate(examples)]
+        ids, confidence, weights, valid = map(np.asarray, results)
+        asked = [
+            (p, q, e)
+            for p, examples in enumerate(meta)
+            for q, e in enumerate(examples)
+            if valid[p, q]
+        ]
         raw = np.array([confidence[p, q] for p, q, _ in asked], np.float64).clip(0.0, 1.0)
         attributes = [e.attribute or e.question for *_, e in asked]
         calibrated = None if self._calibration is None else self._calibration(raw, attributes)

@@ -5,6 +5,7 @@ reads the names and never the path of a parameter. Optimizer state lies where it
 """
 
 from collections.abc import Iterator
+import functools
 import math
 from typing import Any
 
@@ -131,23 +132,53 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(LOGICAL_RULES["batch"]))
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
+def _rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """Splits `rows` rows over the mesh, or replicates them where they do not divide."""
+    return replicated(mesh) if rows % shards("batch", mesh) else batch_sharding(mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """The rows of a global batch of `rows` that the devices of this process hold, growing.
+
+    They follow from the mesh: they need not be a slice, two processes may hold the same ones, and
+    each holds all of a batch that does not divide.
+    """
+    places = _rows_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({row for (index,) in places for row in range(*index.indices(rows))}))
+
+
+def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
     """Turns a tree of numpy arrays into global arrays, split along their leading dimension.
 
-    Every process passes the same global batch and uploads only the rows of its own devices, so
-    the loss does not depend on the number of processes. An array whose leading dimension the
-    number of shards does not divide (a small table of distinct questions, a scalar) is replicated.
+    The global batch is the same whatever the number of processes, and so is the loss. An array
+    whose leading dimension the number of shards does not divide (a small table of distinct
+    questions, a scalar) is replicated.
+
+    Args:
+      batch: what every process holds whole, and where `products` is given, for all but
+        `question_ids`, of its own rows alone.
+      mesh: from `make_mesh`.
+      products: P, the rows of the global batch; a process passes its `local_rows(mesh, P)`. None:
+        each passes all of them.
     """
-    split, whole = batch_sharding(mesh), replicated(mesh)
+    held = None if products is None else np.asarray(local_rows(mesh, products))
 
-    def place(array: Any) -> jax.Array:
+    def place(path: tuple[Any, ...], array: Any) -> jax.Array:
         array = np.asarray(array)
-        divisible = array.ndim > 0 and array.shape[0] % shards("batch", mesh) == 0
-        return jax.make_array_from_callback(
-            array.shape, split if divisible else whole, lambda index: array[index]
-        )
+        if held is None or path_name(path) == "question_ids":
+            sharding = _rows_sharding(mesh, array.shape[0]) if array.ndim else replicated(mesh)
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(place, batch)
+        def rows(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(products)
+            first = np.searchsorted(held, start)
+            return array[first : first + stop - start]
+
+        shape = (products, *array.shape[1:])
+        return jax.make_array_from_callback(shape, _rows_sharding(mesh, products), rows)
+
+    return jax.tree_util.tree_map_with_path(place, batch)
 
 
 def bytes_on_device(tree: Any) -> int:

@@ -17,7 +17,8 @@ from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
 from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.inference.predictor import Predictor
-from moemoe_jax.parallel.sharding import place_batch
+from moemoe_jax.parallel.processes import barrier, connect, is_primary
+from moemoe_jax.parallel.sharding import local_rows, place_batch, replicated
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.config import METRICS
 from moemoe_jax.training.logging import MetricsWriter, Progress
@@ -51,9 +52,11 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
     resuming = workdir.belongs_to(document)
+    barrier("every process has looked at the work directory")
     data = open_data(mapping, workdir, resuming, say)
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
+    connect(run.mesh)
     checkpoints = Checkpoints(
         workdir.checkpoints,
         keep_last=config.train.keep_last,
@@ -64,9 +67,10 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     with checkpoints, contextlib.closing(data.train):
         start = workdir if resuming else None
         state, frozen, metrics = _start(config, run, data, checkpoints, start, say)
-        data.tokenizer.save(workdir.tokenizer)
-        workdir.write_attributes(data.train.attributes)
-        workdir.claim(document)
+        if is_primary():
+            data.tokenizer.save(workdir.tokenizer)
+            workdir.write_attributes(data.train.attributes)
+            workdir.claim(document)
         say(parameter_table(run.model, config.train.trainable))
         with MetricsWriter(workdir.path, resume_step=int(state.step) or None) as writer:
             trainer = _Trainer(config, run, data, checkpoints, writer, frozen, metrics)
@@ -140,7 +144,7 @@ class _Trainer:
                 ema_decay=config.optimizer.ema_decay,
             ),
             donate_argnums=0,
-            out_shardings=(places, None),
+            out_shardings=(places, replicated(run.mesh)),
         )
         self.predictor = Predictor(run.graph, config, data.tokenizer, run.mesh)
         self.val = self._validation()
@@ -156,6 +160,7 @@ class _Trainer:
                 products_per_batch=self.config.answer.products_per_batch,
                 distinct_questions=0,
             ),
+            rows=local_rows(self.plan.mesh, self.config.answer.products_per_batch),
             rejects=self.data.rejects,
         )
 
@@ -201,7 +206,7 @@ class _Trainer:
     def _next(self):
         with self.ledger.measure("input_wait"):
             batch = next(self.data.train)
-        return place_batch(batch, self.plan.mesh)
+        return place_batch(batch, self.plan.mesh, self.config.data.products_per_batch)
 
     def _log(self, number: int, metrics: dict[str, jax.Array], progress: Progress) -> None:
         names = [source.name for source in self.config.data.sources]

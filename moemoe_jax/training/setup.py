@@ -21,8 +21,10 @@ from moemoe_jax.inference.loading import load, place
 from moemoe_jax.models.build import abstract_model, create_model
 from moemoe_jax.parallel.axes import shards
 from moemoe_jax.parallel.mesh import make_mesh
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.parallel.sharding import (
     check_experts,
+    local_rows,
     optimizer_shardings,
     param_shardings,
     replicated,
@@ -73,7 +75,7 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     """
     config = from_config_dict(mapping)
     data = config.data
-    rejects = Rejects(workdir.rejects, data.max_reject_fraction)
+    rejects = Rejects(workdir.rejects, data.max_reject_fraction, jax.process_index())
     splits = ("train", "val") if data.val_fraction else ("train",)
     sources = open_splits(
         data.source,
@@ -85,8 +87,15 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     if resuming:
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        tokenizer = _tokenizer(config, sources["train"], say)
-    train = train_batches(sources["train"], tokenizer, data, config.train.seed, rejects=rejects)
+        tokenizer = _tokenizer(config, sources["train"], workdir, say)
+    train = train_batches(
+        sources["train"],
+        tokenizer,
+        data,
+        config.train.seed,
+        rows=local_rows(make_mesh(config.mesh), data.products_per_batch),
+        rejects=rejects,
+    )
     say(
         f"data: {train.products} products, {train.questions} questions to train on "
         f"from {data.source}; tokenizer of {tokenizer.vocab_size} pieces"
@@ -96,7 +105,9 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     return Data(train, sources.get("val"), tokenizer, rejects)
 
 
-def _tokenizer(config: ExperimentConfig, source: RecordSource, say: Say) -> Tokenizer:
+def _tokenizer(
+    config: ExperimentConfig, source: RecordSource, workdir: WorkDir, say: Say
+) -> Tokenizer:
     if config.init.work_dir:
         # The embeddings belong to its tokens.
         return Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
@@ -104,9 +115,13 @@ def _tokenizer(config: ExperimentConfig, source: RecordSource, say: Say) -> Toke
         return Tokenizer.load(config.data.tokenizer)
     say("tokenizer: training on the texts of the training split")
     data = config.data
-    return Tokenizer.train(
-        corpus(source, data), data.tokenizer_vocab_size, single=[data.no_answer_text]
-    )
+    if is_primary():
+        trained = Tokenizer.train(
+            corpus(source, data), data.tokenizer_vocab_size, single=[data.no_answer_text]
+        )
+        trained.save(workdir.tokenizer)
+    barrier("the tokenizer is trained")
+    return trained if is_primary() else Tokenizer.load(workdir.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,26 @@
 """Which products and questions make which batch: the order, the epochs, resuming, the processes."""
 
 from collections import Counter
+import dataclasses
 import json
 
 import chex
-import numpy as np
+import jax
 import pytest
 
 from moemoe_jax.data.records import Question
 from moemoe_jax.errors import UserError
-from tests.data.products import AUGMENT, ListSource, asked, product, take, train
+from tests.data.products import (
+    AUGMENT,
+    ListSource,
+    asked,
+    evaluate,
+    make_config,
+    product,
+    products,
+    take,
+    train,
+)
 
 
 def test_the_same_seed_gives_the_same_batches_for_any_number_of_threads(tokenizer):
@@ -40,27 +51,43 @@ def test_a_run_continues_with_exactly_the_next_batch(tokenizer):
         train(tokenizer, start_step=-1)
 
 
-def test_the_slices_of_the_processes_are_the_global_batch(tokenizer):
-    whole = take(train(tokenizer, augment=AUGMENT), 3)
-    parts = [take(train(tokenizer, augment=AUGMENT, process=(i, 2)), 3) for i in range(2)]
-    for step in range(3):
-        joined = chex_concatenate(parts[0][step], parts[1][step])
-        for batch in (joined, whole[step]):
-            # Tables differ, what they say does not.
-            batch["questions"] = batch.pop("question_ids")[batch.pop("question_index")]
-            batch["questions"][~batch["question_valid"]] = 0
-        chex.assert_trees_all_equal(joined, whole[step])
-    with pytest.raises(UserError, match="does not divide among 3"):
-        train(tokenizer, process=(0, 3))
+@pytest.mark.parametrize("shares", [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0, 1, 3), (2, 3)]])
+def test_the_rows_of_the_processes_are_the_global_batch(tokenizer, shares):
+    # Text that is dropped takes questions along, which only who makes the row knows.
+    sources = tuple(
+        dataclasses.replace(one, dropout=0.5, dropout_asks="untold") if one.kind == "text" else one
+        for one in make_config().sources
+    )
+    changes = {"augment": AUGMENT, "sources": sources, "questions_per_product": 1}
+    whole = take(train(tokenizer, **changes), 4)
+    assert len({batch["question_ids"].tobytes() for batch in whole}) > 1
+    for rows in shares:
+        parts = take(train(tokenizer, rows=rows, **changes), 4)
+        for part, batch in zip(parts, whole, strict=True):
+            table = batch["question_ids"]
+            mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
+            chex.assert_trees_all_equal(part, mine | {"question_ids": table})
 
 
-def chex_concatenate(first, second):
-    return {
-        key: chex_concatenate(value, second[key])
-        if isinstance(value, dict)
-        else np.concatenate([value, second[key]])
-        for key, value in first.items()
-    }
+def test_of_several_processes_each_knows_all_questions_of_an_evaluation(tokenizer):
+    source = products(6)
+    # The last has no readable source, which only the process that makes its row finds.
+    broken = product(6, sources={"image": b"no image"}, product_type=None)
+    source.records.append(broken)
+    whole = list(evaluate(tokenizer, source))
+    for rows in [(0, 1), (2, 3)]:
+        for (part, told), (batch, meta) in zip(
+            evaluate(tokenizer, source, rows=rows), whole, strict=True
+        ):
+            mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
+            chex.assert_trees_all_equal(part, mine | {"question_ids": batch["question_ids"]})
+            # `question_valid`, put together from all processes, has the last word.
+            asked = [
+                tuple(e for e, valid in zip(row, ok, strict=False) if valid)
+                for row, ok in zip(told, batch["question_valid"], strict=True)
+            ]
+            assert asked == meta
+            assert [told[row] for row in rows] == [meta[row] for row in rows]
 
 
 def test_each_epoch_holds_every_product_once_in_a_new_order(tokenizer):

@@ -72,17 +72,15 @@ def take(iterator, count):
     return [next(iterator) for _ in range(count)]
 
 
-def train(tokenizer, *, source=None, seed=0, start_step=0, process=(0, 1), **changes):
-    index, count = process
+def train(tokenizer, *, source=None, seed=0, start_step=0, rows=None, **changes):
     return train_batches(
-        source or products(), tokenizer, make_config(**changes), seed, start_step,
-        process_index=index, process_count=count,
-    )  # fmt: skip
+        source or products(), tokenizer, make_config(**changes), seed, start_step, rows=rows
+    )
 
 
-def evaluate(tokenizer, source=None, remove=(), ask=(), **changes):
+def evaluate(tokenizer, source=None, remove=(), ask=(), rows=None, **changes):
     source = source or products()
-    return eval_batches(source, tokenizer, make_config(**changes), remove, ask)
+    return eval_batches(source, tokenizer, make_config(**changes), remove, ask, rows=rows)
 
 
 def asked(tokenizer, batch):

@@ -37,6 +37,20 @@ def test_a_resumed_job_counts_again_but_does_not_write_again(tmp_path):
     assert len(lines) == 3 and json.loads(lines[2])["line"] == 2
 
 
+def test_of_several_processes_the_first_writes_what_all_find(tmp_path):
+    path = tmp_path / "rejects.jsonl"
+    first, second = Rejects(path), Rejects(path, process=1)
+    for rejects in (first, second):
+        with rejects.found_by_all():
+            rejects.add("records.jsonl", 3, "no id")
+        rejects.add("records.jsonl", 3, "no id")
+    second.add("images/7.jpg", 0, "not an image")
+    assert (first.total, second.total) == (1, 2)
+    assert [json.loads(line)["line"] for line in path.read_text().splitlines()] == [3]
+    (line,) = (tmp_path / "rejects.1.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == "images/7.jpg"
+
+
 def test_too_many_stop_the_job(tmp_path):
     rejects = Rejects(tmp_path / "r.jsonl", max_fraction=0.5)
     rejects.saw("a", 2)

@@ -25,4 +25,6 @@ def get_config(phase="dense"):
     config.optimizer.warmup_steps = 1
     config.train.steps, config.train.log_every = 2, 1
     config.train.eval_products, config.train.samples = 1, 1
+    if phase == "text":
+        del data.sources.image
     return base.experts_only(config) if phase == "experts" else config

@@ -145,6 +145,34 @@ def test_a_batch_is_split_over_all_devices_or_replicated(mesh):
     assert starts == set(range(0, 16, 2))
 
 
+def test_a_process_makes_the_rows_of_its_devices(mesh):
+    table, rows = np.arange(16).reshape(8, 2), np.arange(16.0).reshape(16, 1)
+    batch = {"question_ids": table, "sources": {"title": rows}}
+    assert sharding.local_rows(mesh, 16) == tuple(range(16))  # one process has all devices
+    placed = sharding.place_batch(batch, mesh, products=16)
+    chex.assert_trees_all_equal(placed, batch)
+    assert placed["sources"]["title"].sharding == sharding.batch_sharding(mesh)
+    # Ten rows do not divide among eight devices: each holds all.
+    assert sharding.local_rows(mesh, 10) == tuple(range(10))
+    whole = sharding.place_batch({"x": rows[:10]}, mesh, products=10)["x"]
+    assert whole.sharding.is_fully_replicated
+    chex.assert_trees_all_equal(whole, rows[:10])
+
+
+def test_the_rows_of_a_process_need_not_be_a_slice(monkeypatch):
+    # Process 1 of the table below has devices 1 and 3 of a mesh that counts 0, 1, 2, 3.
+    mesh = make_mesh(MeshConfig(), jax.devices()[:4])
+    mine = {jax.devices()[1], jax.devices()[3]}
+    whole = jax.sharding.NamedSharding.devices_indices_map
+    monkeypatch.setattr(
+        jax.sharding.NamedSharding,
+        "addressable_devices_indices_map",
+        lambda self, shape: {d: i for d, i in whole(self, shape).items() if d in mine},
+    )
+    assert sharding.local_rows.__wrapped__(mesh, 8) == (2, 3, 6, 7)
+    assert sharding.local_rows.__wrapped__(mesh, 6) == tuple(range(6))
+
+
 def test_the_table_counts_bytes_per_device(mesh, state):
     lines = sharding.describe(state, mesh).splitlines()
     rows = {line.split()[0]: line for line in lines}
