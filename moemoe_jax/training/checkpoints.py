@@ -138,6 +138,7 @@ class Checkpoints:
         disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
         described = manifest.describe(leaves, checksums(leaves))
         self._saving[step] = Manifest.of(step, self._config, document, described)
+        self._verified.pop(step, None)
         with disk.told_as_os_errors(self.directory):
             self._manager.save(
                 step, args=_arrays(ocp.args.PyTreeSave(trees.nest(leaves))), force=True

@@ -5,19 +5,24 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import chex
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+from moemoe_jax.training import manifest
 from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.checksums import checksums
 from tests.launch.cli import ROOT, environment
-from tests.training import damages, saving_until_killed
+from tests.training import damages, saving_until_killed, two_processes
 
 pytestmark = pytest.mark.drill
 FLIPS, KILLS = 200, 20
@@ -127,7 +132,7 @@ def test_a_disk_that_is_full(small_disk, monkeypatch):
     with Checkpoints(directory, keep_last=5) as checkpoints:
         checkpoints.save(1, state)
         checkpoints.wait()
-        (small_disk / "others").write_bytes(b"x" * 2 * 2**20)
+        (small_disk / "others").write_bytes(b"x" * 5 * 2**19)
         with pytest.raises(OSError, match=r"No space left on device \(0\.0021 GB needed") as no:
             checkpoints.save(2, state)
         print(f"\nbefore the save: {no.value}")
@@ -146,3 +151,32 @@ def test_a_disk_that_is_full(small_disk, monkeypatch):
         assert checkpoints.save(2, state)
         checkpoints.wait()
         assert checkpoints.restore_latest(wanted).step == 2
+
+
+def test_two_processes_agree(tmp_path):
+    """Both name the damage and use the one before; one process with other devices reads it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    module = "tests.training.two_processes"
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(number), str(port), str(tmp_path)],
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    told = [job.communicate(timeout=500) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], told
+    assert ["restored 1, saved again True" in out for out, _ in told] == [True, True]
+    assert ["step 1 is used instead" in err for _, err in told] == [True, False]
+    values = two_processes.values(2)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    place = jax.sharding.NamedSharding(mesh, jax.P("fsdp"))
+    wanted = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for n, x in values.items()}
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest(wanted)
+    assert restored.step == 2
+    chex.assert_trees_all_equal(jax.device_get(restored.state), values)
+    saved = manifest.read(epath.Path(tmp_path / "2"), 2)
+    assert {n: x.checksum for n, x in saved.leaves.items()} == checksums(values)

@@ -255,6 +255,9 @@ def test_what_is_read_is_held_against_what_was_saved(two, monkeypatch):
         with pytest.raises(UserError, match="not read as saved: leaves params/half"):
             checkpoints.restore(2, abstract(state))
         assert checkpoints.restore_latest(abstract(state)).step == 1
+        monkeypatch.undo()
+        checkpoints.save(2, train_state(3))
+        assert checkpoints.restore_latest(abstract(state)).step == 2
 
 
 def test_where_none_is_whole_nothing_is_moved_and_each_is_named(two):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.launch.cli import ROOT, TINY, command, environment, run
+from tests.training import damages
 
 STEPS = 12
 SETTINGS = (
@@ -102,6 +104,21 @@ def test_a_finished_training_is_left_as_it_is(unbroken, cache):
     assert f"all {STEPS} steps are done" in done.stdout
     after = {p: p.stat().st_mtime_ns for p in (unbroken / "checkpoints").rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_a_training_goes_on_from_before_a_damaged_checkpoint(unbroken, cache, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "damaged")
+    last = folder / "checkpoints" / str(STEPS)
+    damages.flip(damages.arrays(last), 8 * 1000)
+    done = run("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "damaged" in line]
+    assert f"checkpoint {last} is damaged (state/" in line and "; leaves: " in line
+    before = STEPS - 2
+    assert line.endswith(f"): step {before} is used instead; it is kept as {STEPS}.damaged")
+    assert f"resuming at step {before} of {STEPS}" in done.stdout
+    chex.assert_trees_all_equal(arrays(folder), arrays(unbroken))
+    assert metrics(folder) == metrics(unbroken)
 
 
 def test_a_disk_that_is_full_ends_the_run_with_a_line_that_says_so(unbroken, cache, tmp_path):
