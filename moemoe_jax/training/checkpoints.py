@@ -224,15 +224,15 @@ class Checkpoints:
         """
         self.wait()
         saved, place = self._verify(step), self._place(step)
+        wanted = {
+            name: trees.abstract(leaf) for name, leaf in trees.flatten(abstract_state).items()
+        }
+        trees.compare(wanted, saved.leaves, str(place), partial)
         if None not in (saved.config, self._config) and saved.config != self._config:
             raise UserError(
                 f"checkpoint {place} was saved with other settings than this run's: use the "
                 "config.json that it was saved with, or another work directory"
             )
-        wanted = {
-            name: trees.abstract(leaf) for name, leaf in trees.flatten(abstract_state).items()
-        }
-        trees.compare(wanted, saved.leaves, str(place), partial)
         nested = trees.nest(wanted)
         try:
             result = self._manager.restore(

@@ -50,16 +50,19 @@ def uses_the_one_before(place):
     return str(error.value)
 
 
-@pytest.mark.parametrize("where", ["any file", "array data"])
+@pytest.mark.parametrize("where", ["any byte", "any file", "array data"])
 def test_flipped_bits(saved, tmp_path, where):
     rng, found, named, shown = random.Random(where), Counter(), Counter(), Counter()
     place = shutil.copytree(saved, tmp_path / "checkpoints")
-    total = FLIPS if where == "any file" else FLIPS // 2
+    files = damages.files(place / "2")
+    if where == "array data":
+        files = [damages.arrays(place / "2")]
+    total = FLIPS if where == "any byte" else FLIPS // 2
     for _ in range(total):
-        if where == "any file":
+        if where == "any byte":
             path, bit = damages.any_bit(place / "2", rng)
         else:
-            path = damages.arrays(place / "2")
+            path = rng.choice(files)
             bit = rng.randrange(path.stat().st_size * 8)
         kind = re.sub(r"[0-9a-f]{32}", "*", str(path.relative_to(place / "2")))
         shown[kind] += 1
