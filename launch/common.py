@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import sys
-from types import TracebackType
+from typing import Any
 import warnings
 
 from absl import app, flags
@@ -175,19 +175,18 @@ def _quiet() -> None:
     absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)
     # So does asyncio, in which Orbax writes, of each array that was still on its way.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.excepthook = _shown_unless_late
+    sys.unraisablehook = _shown_unless_late
     for name in ("jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!moemoe_jax)")
 
 
-def _shown_unless_late(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Shows an exception that nobody caught, but for those that follow from one told already.
+def _shown_unless_late(unraisable: Any) -> None:
+    """Shows an exception that Python could not raise, but for those that follow from one told.
 
     Once a write has failed, Orbax closes its event loop, and each array that is still on its way
     finds it closed, in a thread of TensorStore.
     """
+    error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+        sys.__unraisablehook__(unraisable)

@@ -11,6 +11,7 @@ Copy the folder, and it runs elsewhere.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -134,6 +135,23 @@ class WorkDir:
         """
         if not self.config.exists():
             write_atomically(self.config, config_json)
+
+
+def fingerprint(config_json: str) -> str:
+    """A hash of the settings that decide what comes out of a run, which its checkpoints keep."""
+    # Whole numbers may come back from a file as whole or with a point.
+    settings = _settings(json.loads(config_json, parse_int=float))
+    kept = {path: value for path, value in settings if not path.startswith(OPERATIONAL)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each setting that is no group of settings, by its path."""
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from _settings(value, f"{path}.{key}" if path else key)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from moemoe_jax.training.setup import Data, Run, first_state, open_data, plan, w
 from moemoe_jax.training.step import TrainState, make_train_step
 from moemoe_jax.training.timing import Ledger
 from moemoe_jax.training.trainable import parameter_table
-from moemoe_jax.workdir import WorkDir
+from moemoe_jax.workdir import WorkDir, fingerprint
 
 Say = Callable[[str], None]
 
@@ -63,6 +63,7 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         keep_best=config.train.keep_best,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
+        config=fingerprint(document),
     )
     with checkpoints, contextlib.closing(data.train):
         start = workdir if resuming else None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.launch.cli import ROOT, TINY, command, environment, run
+from tests.training import damages
 
 STEPS = 12
 SETTINGS = (
@@ -104,6 +106,21 @@ def test_a_finished_training_is_left_as_it_is(unbroken, cache):
     assert before == after
 
 
+def test_a_training_goes_on_from_before_a_damaged_checkpoint(unbroken, cache, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "damaged")
+    last = folder / "checkpoints" / str(STEPS)
+    damages.flip(damages.arrays(last), 8 * 1000)
+    done = run("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "damaged" in line]
+    assert f"checkpoint {last} is damaged (state/" in line and "; leaves: " in line
+    before = STEPS - 2
+    assert line.endswith(f"): step {before} is used instead; it is kept as {STEPS}.damaged")
+    assert f"resuming at step {before} of {STEPS}" in done.stdout
+    chex.assert_trees_all_equal(arrays(folder), arrays(unbroken))
+    assert metrics(folder) == metrics(unbroken)
+
+
 def test_a_disk_that_is_full_ends_the_run_with_a_line_that_says_so(unbroken, cache, tmp_path):
     # Files of 100 KiB at most: what is written in the background, the arrays, is larger.
     place = tmp_path / "full"
@@ -112,11 +129,10 @@ def test_a_disk_that_is_full_ends_the_run_with_a_line_that_says_so(unbroken, cac
         ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments],
         cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    # Around it, threads that were still writing may say that they were cut off.
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("train: ")]
     assert done.returncode == 2
-    assert line.startswith(f"train: {place}/checkpoints: File too large"), done.stderr[-2000:]
-    assert line.endswith("make room there")
+    assert done.stderr == (
+        f"train: {place}/checkpoints: File too large; choose another path, or make room there\n"
+    )
     assert f"train {STEPS}/" not in done.stdout
     assert checkpoints(place) == []
     assert checkpoints(unbroken)[-1] == STEPS  # the same command where there is room
