@@ -27,7 +27,6 @@ OPERATIONAL = (
     "mesh.",
     "train.log_every",
     "train.samples",
-    "train.peer_timeout",
     "train.stall_seconds",
     "train.stall_abort_seconds",
     "answer.",

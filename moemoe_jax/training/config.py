@@ -33,8 +33,6 @@ class TrainConfig:
         longest compilation takes.
       stall_abort_seconds: without progress after which the process exits with status 70, for a
         scheduler to start it again; 0 for never.
-      peer_timeout: seconds after which a process that is not heard of counts as dead, and the
-        others exit with an error; at least 10.
     """
 
     trainable: str = "all"
@@ -53,7 +51,6 @@ class TrainConfig:
     max_skipped: int = 10
     stall_seconds: float = 600.0
     stall_abort_seconds: float = 0.0
-    peer_timeout: int = 100
 
     def __post_init__(self):
         if self.trainable not in ("all", "experts", "backbone"):
@@ -75,11 +72,6 @@ class TrainConfig:
                 raise ValueError(
                     f"train.{name} is {getattr(self, name)}; give seconds, or 0 for never"
                 )
-        if self.peer_timeout < 10:
-            raise ValueError(
-                f"train.peer_timeout is {self.peer_timeout}; give at least 10 seconds, as a busy "
-                "process answers late"
-            )
         if not self.epochs and not self.steps:
             raise ValueError("train.epochs and train.steps are both 0; set one of them")
 

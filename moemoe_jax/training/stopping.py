@@ -42,8 +42,8 @@ class Stop:
         for number in SIGNALS:
             # A handler must be there for the number to be written to the pipe.
             signal.signal(number, _nothing)
-        # A forked child shares the pipe: what ends it must not stop its parent.
-        os.register_at_fork(after_in_child=_forget)
+        # A forked child shares the pipe: what ends it, even at once, must not stop its parent.
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
         threading.Thread(target=self._hear, args=(read,), name="signals", daemon=True).start()
         return self
 
@@ -130,8 +130,18 @@ def _nothing(*_: object) -> None:
     """The main thread's part in a signal."""
 
 
+def _hold() -> None:
+    """Keeps the signals waiting in the thread that forks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _forget() -> None:
     """Gives a forked child the system's own reaction to the signals."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    _release()

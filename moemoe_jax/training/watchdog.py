@@ -33,11 +33,13 @@ class Watchdog:
     ):
         self._ledger, self._stall, self._abort = ledger, stall, abort
         self._stream = stream or sys.stderr
+        self._every = min(1.0, (stall or abort) / 4)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         if self._stall or self._abort:
+            self._arm()
             self._thread.start()
         return self
 
@@ -47,11 +49,10 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        every = min(1.0, (self._stall or self._abort) / 4)
         seen, since = self._ledger.activity, time.monotonic()
         reported = since
-        while not self._ended.wait(every):
-            self._arm(every)
+        while not self._ended.wait(self._every):
+            self._arm()
             now = time.monotonic()
             if self._ledger.activity != seen:
                 seen, since, reported = self._ledger.activity, now, now
@@ -63,10 +64,10 @@ class Watchdog:
                 self._report(seen[0], now - since, "still waiting")
         faulthandler.cancel_dump_traceback_later()
 
-    def _arm(self, every: float) -> None:
+    def _arm(self) -> None:
         """Puts off the report that comes when this thread itself is held up."""
         faulthandler.dump_traceback_later(
-            (self._abort or self._stall) + every,
+            (self._abort or self._stall) + 10 * self._every,
             repeat=not self._abort,
             exit=bool(self._abort),
             file=self._stream,

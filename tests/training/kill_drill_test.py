@@ -91,7 +91,7 @@ def differing(found, expected):
 
 
 def kill_at(number):
-    """Has the process killed at step `number`: odd ones once it is logged, even ones in the save."""
+    """Has the process killed at step `number`: when it is logged (odd) or being saved (even)."""
     from moemoe_jax.training import goodput
 
     moment = "update" if number % 2 else "saved"
