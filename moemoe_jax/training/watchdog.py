@@ -25,14 +25,14 @@ class Watchdog:
       ledger: of the run.
       stall: seconds without progress to report after, and between reports; 0 for no reports.
       abort: seconds without progress after which the process exits with status 70; 0 for never.
-      stream: where reports go; a file of the system's, stderr unless told otherwise.
+      stream: where reports go, a file of the system's; by default the process's stderr.
     """
 
     def __init__(
         self, ledger: Ledger, stall: float, abort: float = 0.0, stream: TextIO | None = None
     ):
         self._ledger, self._stall, self._abort = ledger, stall, abort
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.__stderr__
         self._every = min(1.0, (stall or abort) / 4)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
