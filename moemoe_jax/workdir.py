@@ -1,7 +1,7 @@
 """A work directory: all that a run leaves, and all that answering with its model needs.
 
     config.json   attributes.json   tokenizer/   checkpoints/   calibration.json
-    metrics.jsonl   tensorboard/   rejects.jsonl
+    metrics.jsonl   tensorboard/   goodput.json   rejects.jsonl
     eval/<split>/{metrics.json, answers.jsonl, report.html}
 
 An import leaves imported.txt as well, the table of what came from where.
@@ -28,6 +28,8 @@ OPERATIONAL = (
     "mesh.",
     "train.log_every",
     "train.samples",
+    "train.stall_seconds",
+    "train.stall_abort_seconds",
     "answer.",
 )
 
@@ -81,6 +83,11 @@ class WorkDir:
     def rejects(self) -> Path:
         """The list of records and images that could not be used."""
         return self.path / "rejects.jsonl"
+
+    @property
+    def goodput(self) -> Path:
+        """Where the time of the run went, over all of its starts."""
+        return self.path / "goodput.json"
 
     def evaluation(self, split: str) -> Path:
         """The folder of an evaluation's results."""
