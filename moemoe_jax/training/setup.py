@@ -110,9 +110,15 @@ class Run:
     abstract: tuple[TrainState, nnx.State]
 
 
-def plan(config: ExperimentConfig, steps_per_epoch: float) -> Run:
-    """Works out shapes, places and the schedule; allocates nothing."""
-    mesh = make_mesh(config.mesh)
+def plan(config: ExperimentConfig, steps_per_epoch: float, mesh: Mesh | None = None) -> Run:
+    """Works out shapes, places and the schedule; allocates nothing.
+
+    Args:
+      config: the settings.
+      steps_per_epoch: of the training data.
+      mesh: where all goes; by default the devices that there are, laid out as `config.mesh` says.
+    """
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     _check_batch(config, mesh)
     model = abstract_model(config.model)
     graph, trained, frozen = split_trainable(model, config.train.trainable)
