@@ -8,9 +8,11 @@ from moemoe_jax.aot.hlo import Array, Computation, Instruction, Module
 
 # These move nothing, or only say what others move.
 _FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional")
-    + ("call", "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency")
-    + ("async-start", "async-update", "async-done")
+    re.findall(
+        r"\S+",
+        "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+        "partition-id replica-id opt-barrier add-dependency async-start async-update async-done",
+    )
 )
 _READS_PART = ("dynamic-slice", "gather")
 
