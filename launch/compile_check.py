@@ -116,12 +116,16 @@ def _search(topology: str, chip) -> dict[str, Any]:
 
 def _settings(topology: str, products_per_chip: int):
     """The settings, with a batch of so many products a chip (0: as they are)."""
-    config = flags.FLAGS.config.copy_and_resolve_references()
+    config = _config()
     if products_per_chip:
         chips = math.prod(int(side) for side in topology.partition(":")[2].split("x"))
         config.data.products_per_batch = products_per_chip * chips * config.train.accumulation
         config.answer.products_per_batch = products_per_chip * chips
     return config
+
+
+def _config():
+    return flags.FLAGS.config.copy_and_resolve_references()
 
 
 def _compile(topology: str, config, programs: list[str]) -> dict[str, Any]:

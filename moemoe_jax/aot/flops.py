@@ -10,7 +10,6 @@ questions, L answer tokens, D width, I all heads' channels, F hidden width, E ex
 """
 
 import dataclasses
-import math
 
 from moemoe_jax.data.batching import question_rows
 from moemoe_jax.experiment import ExperimentConfig
@@ -57,8 +56,13 @@ class Formula:
         return {"model": model, "again": again, "total": model + again}
 
 
-def training_flops(config: ExperimentConfig) -> Formula:
-    """Counts one training step of the whole batch, on all devices together."""
+def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
+    """Counts one training step of the whole batch, on all devices together.
+
+    Args:
+      config: the settings.
+      shards: parts that a batch is split into; each has queues of its own to the experts.
+    """
     model, data, trained = config.model, config.data, config.train.trainable
     products, questions = data.products_per_batch, data.questions_per_product
     rows = question_rows(data, products, data.distinct_questions or products * questions)
@@ -70,7 +74,7 @@ def training_flops(config: ExperimentConfig) -> Formula:
             name, model.text.num_decoder_layers if name == "decoder" else model.text.num_layers
         )
         part = parts.setdefault(name, Part())
-        _text_stack(part, model.text, model.moe, layers, dense, experts, **shape)
+        _text_stack(part, model.text, model.moe, shards, layers, dense, experts, **shape)
         return dense or bool(layers)
 
     asked = False
@@ -129,6 +133,7 @@ def _text_stack(
     part: Part,
     text: T5Config,
     moe: MoEConfig,
+    shards: int,
     moe_layers: tuple[int, ...],
     dense: bool,
     experts: bool,
@@ -157,7 +162,7 @@ def _text_stack(
         if memory:
             _cross_attention(part, text, memory, tokens, flows, dense)
         if layer in moe_layers:
-            _mixture(part, text, moe, tokens, rows, flows, experts)
+            _mixture(part, text, moe, shards, tokens, rows, flows, experts)
         else:
             size = 2.0 * tokens * width * text.d_ff
             inputs = 2 if text.activation == "gated-gelu" else 1
@@ -191,29 +196,35 @@ def _cross_attention(
     part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
 
 
-def mixture_rows(moe: MoEConfig, tokens: int) -> int:
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int) -> int:
     """Rows that the experts compute together: the usual queues, with their empty slots."""
-    groups = math.gcd(moe.groups, tokens)
-    size = tokens // groups
+    size = -(-tokens // shards)
     if moe.dispatch == "ragged":
         return tokens * moe.top_k
-    if moe.capacity_factor is None:
-        slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
-    else:
-        slots = int(capacity(moe.capacity_factor, size, moe.top_k, moe.num_experts))
+    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
+    if moe.capacity_factor is not None:
+        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
+        slots = most if shards == 1 else min(slots, most)
     if moe.dispatch == "dense":
         slots = size
-    return groups * moe.num_experts * slots
+    return shards * moe.num_experts * slots
 
 
 def _mixture(
-    part: Part, text: T5Config, moe: MoEConfig, tokens: int, rows: int, flows: bool, experts: bool
+    part: Part,
+    text: T5Config,
+    moe: MoEConfig,
+    shards: int,
+    tokens: int,
+    rows: int,
+    flows: bool,
+    experts: bool,
 ) -> None:
     again = text.remat != "none"
     routed = tokens if moe.routing_level == "token" else rows
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
-    size = 2.0 * mixture_rows(moe, tokens) * text.d_model * text.d_ff
+    size = 2.0 * mixture_rows(moe, tokens, shards) * text.d_model * text.d_ff
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)
     part.linear(size, flows or experts, experts, again)

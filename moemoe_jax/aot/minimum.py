@@ -18,7 +18,8 @@ import numpy as np
 from moemoe_jax.aot.collectives import sent
 from moemoe_jax.aot.flops import mixture_rows
 from moemoe_jax.experiment import ExperimentConfig
-from moemoe_jax.parallel.sharding import LOGICAL_RULES, path_name
+from moemoe_jax.parallel.axes import LOGICAL_RULES, shards
+from moemoe_jax.parallel.sharding import path_name
 from moemoe_jax.training.setup import Run
 
 _STACKED = ("layers", "expert")
@@ -43,12 +44,6 @@ def _variables(tree: Any) -> Iterator[tuple[str, nnx.Variable]]:
     return ((path_name(path), variable) for path, variable in leaves)
 
 
-def _batch_axes(run: Run) -> tuple[str, ...]:
-    axes = LOGICAL_RULES["batch"]
-    axes = (axes,) if isinstance(axes, str) else axes
-    return tuple(axis for axis in axes if axis in run.mesh.shape)
-
-
 def _parameter(
     found: dict[str, float],
     config: ExperimentConfig,
@@ -63,7 +58,7 @@ def _parameter(
     kept, gathered = [], []  # axes over which it stays split where it is used, and others
     for dim, axes in enumerate((*leaf.sharding.spec, *[None] * leaf.ndim)[: leaf.ndim]):
         names = (axes,) if isinstance(axes, str) else axes or ()
-        stays = logical[dim] == "expert" or not set(names) & set(_batch_axes(run))
+        stays = logical[dim] == "expert" or not set(names) & set(LOGICAL_RULES["batch"])
         (kept if stays else gathered).extend(names)
     matrix = sum(axis not in _STACKED for axis in logical) >= 2
     vision = name.startswith("image_encoder")
@@ -74,7 +69,7 @@ def _parameter(
     found["all-gather"] += _gathers(config, name, logical) * sent("all-gather", whole, group)
     if trained:
         copies = math.prod(
-            sizes[axis] for axis in _batch_axes(run) if axis not in (*kept, *gathered)
+            sizes[axis] for axis in LOGICAL_RULES["batch"] if axis not in (*kept, *gathered)
         )
         found["reduce-scatter"] += sent("reduce-scatter", whole, group)
         found["all-reduce"] += sent("all-reduce", whole / group, copies)
@@ -96,8 +91,8 @@ def _gathers(config: ExperimentConfig, name: str, logical: tuple[str | None, ...
 def _dispatch(config: ExperimentConfig, run: Run) -> float:
     """Bytes sent to experts and back, forward and backward, in all mixture layers."""
     model, data = config.model, config.data
-    group = run.mesh.shape["expert"]
-    shards = math.prod(run.mesh.shape[axis] for axis in _batch_axes(run))
+    group = shards("expert", run.mesh)
+    parts = shards("batch", run.mesh)
     answers = data.products_per_batch * data.questions_per_product * data.answer_length
     texts = sum(source.kind == "text" for source in model.sources)
     tokens = {
@@ -111,7 +106,7 @@ def _dispatch(config: ExperimentConfig, run: Run) -> float:
         if stack != "decoder":
             here = data.products_per_batch * tokens[stack]
         # Frozen experts pass gradients on like any: to the experts and back once more.
-        rows = mixture_rows(model.moe, max(1, here // shards))
+        rows = mixture_rows(model.moe, here, parts) / parts
         size = rows * model.text.d_model * jax.numpy.dtype(model.text.dtype).itemsize
         layers = len(model.moe_layers.of(stack, depth))
         total += 4 * layers * sent("all-to-all", size, group)
@@ -120,11 +115,10 @@ def _dispatch(config: ExperimentConfig, run: Run) -> float:
 
 def _tensor(config: ExperimentConfig, run: Run) -> float:
     """Bytes of the sums that splitting a block's matrices brings: after each product of two."""
-    group = run.mesh.shape.get("tensor", 1)
+    group = shards("mlp", run.mesh)
     if group == 1:
         return 0.0
     model, data = config.model, config.data
-    shards = math.prod(run.mesh.shape[axis] for axis in _batch_axes(run))
     products, questions = data.products_per_batch, data.questions_per_product
     text, item = model.text, jax.numpy.dtype(model.text.dtype).itemsize
     texts = sum(source.kind == "text" for source in model.sources)
@@ -141,4 +135,4 @@ def _tensor(config: ExperimentConfig, run: Run) -> float:
             pixels = products * (side // 2**stage) ** 2
             size += 2 * depth * pixels * vision.stage_width(stage) * wide
     backward = 2 if config.train.trainable != "experts" else 1
-    return backward * sent("all-reduce", size / shards, group)
+    return backward * sent("all-reduce", size / shards("batch", run.mesh), group)

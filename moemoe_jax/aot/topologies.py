@@ -11,18 +11,18 @@ from moemoe_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-    from moemoe_jax.parallel.mesh import MeshConfig
-
 LIBTPU = "libtpu==0.0.42.1"
 
 # The machine's own arrays are on its CPU. Without the second, libtpu waits for a metadata server;
-# without the third, two processes cannot have it; the rest silences warnings.
+# without the third, two processes cannot have it. Programs for other machines need not be kept. The
+# rest silences warnings.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_ACCELERATOR_TYPE": "v5litepod-256",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -60,18 +60,3 @@ def devices(topology: str) -> list["jax.Device"]:
             "try v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x2 or v6e:4x4"
         ) from None
     return described.devices
-
-
-def mesh(config: "MeshConfig", devices: list["jax.Device"]) -> "jax.sharding.Mesh":
-    """Lays the devices of a slice out as `parallel.mesh.make_mesh` does those that there are.
-
-    An axis of the mesh may be a part of an axis of the torus, which `jax.make_mesh` refuses.
-    """
-    import jax
-    from jax.experimental import mesh_utils
-
-    from moemoe_jax.parallel.mesh import AXES
-
-    shape = config.resolve(len(devices))
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))

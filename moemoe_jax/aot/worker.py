@@ -45,11 +45,12 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
     """
     from moemoe_jax.aot import flops, minimum, programs, topologies
     from moemoe_jax.experiment import from_config_dict, from_json
+    from moemoe_jax.parallel.axes import shards
+    from moemoe_jax.parallel.mesh import make_mesh
 
     mapping = from_json(request["config"])
     config = from_config_dict(mapping, programs.vocabulary(request["config"]))
-    devices = topologies.devices(request["topology"])
-    mesh = topologies.mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, topologies.devices(request["topology"]))
     run = programs.plan_on(config, mesh)
     lowering = {"train": programs.lower_training, "answer": programs.lower_answering}
     compiled = {}
@@ -60,7 +61,7 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
         compiled[name]["seconds"] = time.monotonic() - started
     return {
         "programs": compiled,
-        "formula": flops.training_flops(config).totals(),
+        "formula": flops.training_flops(config, shards("batch", mesh)).totals(),
         "minimum": minimum.training_minimum(config, run),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
@@ -91,15 +92,12 @@ def _compiled(lowered: Any, request: dict[str, Any], name: str) -> dict[str, Any
 
 def _memory(sizes: Any) -> dict[str, float]:
     """Bytes of one device; what the step donates is in its arguments alone."""
-    arguments, temporaries = sizes.argument_size_in_bytes, sizes.temp_size_in_bytes
-    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    code = sizes.generated_code_size_in_bytes
     return {
-        "arguments": arguments,
-        "temporaries": temporaries,
-        "results": results,
-        "code": code,
-        "peak": arguments + temporaries + results + code,
+        "arguments": sizes.argument_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "results": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        "code": sizes.generated_code_size_in_bytes,
+        "peak": sizes.peak_memory_in_bytes,
     }
 
 

@@ -20,6 +20,7 @@ from moemoe_jax.nn.norms import RMSNorm
 from moemoe_jax.nn.rng import dropout, fold, split
 from moemoe_jax.nn.stack import Stack
 from moemoe_jax.nn.t5_block import T5Block, T5Config, relative_bias
+from moemoe_jax.parallel.axes import constrain
 
 if TYPE_CHECKING:
     from moemoe_jax.nn.moe import MoEConfig, MoEStats
@@ -77,6 +78,7 @@ class T5Stack(nnx.Module):
 
         def call(block, index, x, inputs):
             layer_memory, layer_cache = inputs
+            x = constrain(x, "batch")
             x, layer_cache, stats = block(
                 x,
                 valid,
@@ -269,7 +271,7 @@ def logits(hidden: jax.Array, head: Embed | Linear, scale: bool) -> jax.Array:
       head: the embedding table, where it is tied, or a projection of its own.
       scale: whether to take hidden * D^-1/2, as `T5Config.scales_logits` says.
     """
-    kernel = head.table[...].T if isinstance(head, Embed) else head.kernel[...]
+    kernel = head.weights().T if isinstance(head, Embed) else head.weights()
     hidden = hidden * hidden.shape[-1] ** -0.5 if scale else hidden
-    kernel = kernel.astype(head.dtype)
-    return jnp.matmul(hidden.astype(head.dtype), kernel, preferred_element_type=jnp.float32)
+    scores = jnp.matmul(hidden.astype(head.dtype), kernel, preferred_element_type=jnp.float32)
+    return constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
