@@ -15,7 +15,6 @@ from moemoe_jax.data.batching import question_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.nn.dispatch import capacity, capacity_tiers
 from moemoe_jax.nn.moe import MoEConfig
-from moemoe_jax.nn.stack import shortest_pattern
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5_block import T5Config
 from moemoe_jax.nn.window_attention import BIAS_HIDDEN
@@ -177,8 +176,7 @@ def _first_with_gradient(text: T5Config, moe_layers: tuple[int, ...], depth: int
     """
     if not moe_layers:
         return depth
-    scanned = text.scan_layers and shortest_pattern([i in moe_layers for i in range(depth)]) < depth
-    return -1 if scanned else moe_layers[0]
+    return -1 if text.scan_layers else moe_layers[0]
 
 
 def _cross_attention(
