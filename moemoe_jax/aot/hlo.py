@@ -15,6 +15,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|token|opaque|[sufc]\d+\w*)\[([^\]]*)\](\{[^}]
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _START = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _OPERAND = re.compile(r"(?:^|[\s,])%?([A-Za-z_][\w.\-]*)(?=\s*(?:,|$))")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 
 
@@ -192,6 +193,7 @@ class Module:
 
 
 def _instruction(line: str) -> Instruction:
+    line = _COMMENT.sub("", line)
     start = _START.match(line)
     shape, rest = _shape(line[start.end() :])
     opcode, _, rest = rest.partition("(")

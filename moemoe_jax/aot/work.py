@@ -107,10 +107,14 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
     if opcode == "fusion":
         called = module.called(instruction)
         read = sum(
-            min(_stored(arrays), _read_of_parameter(called, index))
+            min(_stored(arrays), _read_of_parameter(module, called, index))
             for index, arrays in enumerate(operands)
         )
-        return read + _written(called, instruction)
+        written = sum(
+            min(_stored((array,)), _written(module, called, index))
+            for index, array in enumerate(instruction.arrays)
+        )
+        return read + written
     return _stored(instruction.arrays) + sum(map(_stored, operands))
 
 
@@ -118,26 +122,28 @@ def _stored(arrays: tuple[Array, ...]) -> float:
     return sum(array.bytes for array in arrays if not array.on_chip)
 
 
-def _read_of_parameter(called: Computation, index: int) -> float:
-    """Bytes that a fusion reads of its `index`-th operand."""
-    name = next(
-        (
-            i.name
-            for i in called.instructions.values()
-            if i.opcode == "parameter" and i.literal == str(index)
-        ),
-        None,
+def _read_of_parameter(module: Module, called: Computation, index: int) -> float:
+    """Bytes that a fusion reads of its `index`-th operand: infinite for all that there are."""
+    parameter = next(
+        i.name
+        for i in called.instructions.values()
+        if i.opcode == "parameter" and i.literal == str(index)
     )
     total = 0.0
-    for user, reached in _users(called, name):
-        if user.opcode in _READS_PART and user.operands[0] == reached:
+    for user, name in _users(called, parameter):
+        if user.opcode in _READS_PART and user.operands[0] == name:
             total += sum(array.bytes for array in user.arrays)
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == reached):
+        elif user.opcode == "fusion":
+            inner = module.called(user)
+            for position, operand in enumerate(user.operands):
+                if operand == name:
+                    total += _read_of_parameter(module, inner, position)
+        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
             return math.inf
     return total
 
 
-def _users(called: Computation, name: str | None) -> Iterator[tuple[Instruction, str]]:
+def _users(called: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
     """Who uses a value, seen through bitcasts; with the name under which they use it."""
     for instruction in called.instructions.values():
         if name in instruction.operands:
@@ -147,19 +153,20 @@ def _users(called: Computation, name: str | None) -> Iterator[tuple[Instruction,
                 yield instruction, name
 
 
-def _written(called: Computation, fusion: Instruction) -> float:
-    """Bytes that a fusion writes: of an update in place, only the update."""
-    root = called.root
-    parts = root.operands if root.opcode == "tuple" else (root.name,)
-    if len(parts) != len(fusion.arrays):
-        return _stored(fusion.arrays)
-    total = 0.0
-    for name, array in zip(parts, fusion.arrays, strict=True):
-        part = called.instructions[name]
-        while part.opcode == "bitcast":
-            part = called.instructions[part.operands[0]]
-        if part.opcode == "dynamic-update-slice" and not array.on_chip:
-            total += sum(a.bytes for a in called.arrays(part.operands[1]))
-        else:
-            total += _stored((array,))
-    return total
+def _written(module: Module, called: Computation, index: int) -> float:
+    """Bytes that a fusion writes of its `index`-th result: of an update in place, the update."""
+    part = called.root
+    if part.opcode == "tuple":
+        if len(part.operands) != len(part.arrays):  # a tuple within
+            return math.inf
+        part = called.instructions[part.operands[index]]
+        index = 0
+    while part.opcode in ("bitcast", "get-tuple-element"):
+        if part.opcode == "get-tuple-element":
+            index = int(part.attribute("index"))
+        part = called.instructions[part.operands[0]]
+    if part.opcode == "fusion":
+        return _written(module, module.called(part), index)
+    if part.opcode == "dynamic-update-slice":
+        return sum(array.bytes for array in called.arrays(part.operands[1]))
+    return math.inf

@@ -127,11 +127,20 @@ def test_batched_products_are_read_from_convolutions(line, flops):
 
 
 def test_traffic_counts_slices_as_slices_and_nothing_on_chip():
-    text = """%update (a: f32[10,8], b: f32[1,8], i: s32[]) -> f32[10,8] {
+    text = """%inner (a: f32[10,8], b: f32[1,8], i: s32[]) -> f32[10,8] {
   %a = f32[10,8]{1,0} parameter(0)
   %b = f32[1,8]{1,0} parameter(1)
   %i = s32[] parameter(2)
   ROOT %put = f32[10,8]{1,0} dynamic-update-slice(%a, %b, %i, %i)
+}
+
+%update (d: f32[10,8], e: f32[1,8], k: s32[]) -> (f32[1,8], f32[10,8]) {
+  %d = f32[10,8]{1,0} parameter(0)
+  %e = f32[1,8]{1,0} parameter(1)
+  %k = s32[] parameter(2)
+  %within = f32[10,8]{1,0} fusion(%d, %e, /*index=2*/%k), kind=kLoop, calls=%inner
+  %same = f32[10,8]{1,0} bitcast(%within)
+  ROOT %both = (f32[1,8]{1,0}, f32[10,8]{1,0}) tuple(%e, /*index=1*/%same)
 }
 
 %read (c: f32[10,8], j: s32[]) -> f32[1,8] {
@@ -145,12 +154,13 @@ ENTRY %main (stack: f32[10,8], at: s32[]) -> f32[10,8] {
   %at = s32[] parameter(1)
   %row = f32[1,8]{1,0} fusion(%stack, %at), kind=kLoop, calls=%read
   %near = f32[1,8]{1,0:S(1)} add(%row, %row)
-  ROOT %out = f32[10,8]{1,0} fusion(%stack, %near, %at), kind=kLoop, calls=%update
+  %pair = (f32[1,8]{1,0}, f32[10,8]{1,0}) fusion(%stack, %near, /*index=2*/%at), kind=kLoop, calls=%update
+  ROOT %out = f32[10,8]{1,0} get-tuple-element(%pair), index=1
 }
 """
     # The first fusion reads a row and an index and writes a row (32 + 4 + 32); the sum reads two
-    # rows (64) and writes on the chip; the last reads its index and writes a row (4 + 32).
-    assert work.hbm_bytes(Module(text)) == 68 + 64 + 36
+    # rows (64) and writes on the chip; the last reads its index and writes two rows (4 + 64).
+    assert work.hbm_bytes(Module(text)) == 68 + 64 + 68
 
 
 # --- what a compiler makes ------------------------------------------------------------------------
