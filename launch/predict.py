@@ -8,8 +8,8 @@ Each record's own questions and attributes are asked, and those of --attributes,
 
 Memory does not grow with the number of records. A job that was killed, or stopped by SIGTERM, goes
 on where it was when the same command is given again; what it had answered lies beside the output
-until that is complete. Changed input files, model or settings are noticed and refused; images that
-lie in folders of their own are not looked at for that.
+until that is complete. A changed input, model or settings are noticed and refused; of files in
+folders inside the input (images), names and sizes are looked at for that.
 """
 
 from collections.abc import Sequence

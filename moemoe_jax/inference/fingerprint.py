@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,16 @@ def fingerprint(
     said = (config.model, config.answer, _what_matters(config.data), sorted(settings.items()))
     return {
         "input": input_digest(spec, output),
-        "model": _joined([_array_digest(loaded.params), _folder_digest(workdir.tokenizer, "")]),
+        "model": _joined([_array_digest(loaded.params), _digest(workdir.tokenizer)]),
         "settings": _joined(map(repr, said)),
     }
 
 
 def input_digest(spec: str, output: Path) -> str:
-    """Of the input file, or of the files that lie directly in the folder (so of no image there)."""
+    """Of the input's content; of what lies in folders inside it (images), names and sizes."""
     if spec.partition(":")[0] == CATALOGUE:
         return _joined([spec])
-    return _folder_digest(resolve(spec)[1], output.name)
+    return _digest(resolve(spec)[1], output.name)
 
 
 def _what_matters(data: DataConfig) -> DataConfig:
@@ -58,19 +59,26 @@ def _array_digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-def _folder_digest(path: Path, ours: str) -> str:
-    """Of a file's content, or of names and contents of a folder's own files."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+def _digest(path: Path, ours: str | None = None) -> str:
+    """Of a file, or a folder but for what is hidden, or ours by its name."""
+    if path.is_file():
+        return _content(path)
     parts = []
-    for file in files:
-        if file.name.startswith(".") or file.name == REJECTS:
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith((".", *([ours] if ours else []))) or entry.name == REJECTS:
             continue
-        if path.is_dir() and ours and file.name.startswith(ours):
-            continue
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16))
-        parts.append(f"{file.name} {digest.hexdigest()}")
+        if entry.is_file():
+            parts.append(f"{entry.name} {_content(entry)}")
+        elif entry.is_dir():
+            files = sorted(file for file in entry.rglob("*") if file.is_file())
+            parts += [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
     return _joined(parts)
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as content:
+        new = functools.partial(hashlib.blake2b, digest_size=16)
+        return hashlib.file_digest(content, new).hexdigest()
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -175,7 +175,7 @@ def _empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def told(output: Path):
-    """Turns what a disk refuses into one line about `output`."""
+    """Turns a full disk into one line about `output`: the error itself names no file."""
     try:
         yield
     except OSError as error:
@@ -184,7 +184,4 @@ def told(output: Path):
                 f"no room to write {output} ({error.strerror}): make room there; the same command "
                 "goes on where this one stopped"
             ) from error
-        raise UserError(
-            f"{error.filename or output} cannot be written: {error.strerror or error}; choose "
-            "another --output, or mend its permissions"
-        ) from error
+        raise
