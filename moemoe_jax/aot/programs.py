@@ -92,7 +92,7 @@ def lower_answering(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
     """Lowers what `Predictor` runs: encoding, fusing and decoding a batch."""
     state, frozen = run.abstract
     answer = functools.partial(
-        answer_batch, run.graph, run.mesh, config.data.answer_length, config.answer.confidence
+        answer_batch, run.graph, run.mesh, config.data.answer_length, config.answer
     )
     batch = abstract_batch(config.data, config.answer.products_per_batch, run.mesh)
     return jax.jit(answer).lower((state.params, frozen), batch)
