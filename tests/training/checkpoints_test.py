@@ -222,11 +222,11 @@ def test_where_the_newest_is_damaged_it_is_named_and_the_one_before_is_used(two,
     assert sorted(path.name for path in two.iterdir()) == ["1", "2", "2.damaged"]
 
 
-def test_a_flipped_bit_of_an_array_names_the_leaf(two, caplog):
+def test_a_flipped_bit_of_an_array_names_the_leaf(two):
     damages.flip(damages.arrays(two / "2"), 8 * 300)
     with Checkpoints(two) as checkpoints, pytest.raises(UserError, match="leaves: ") as caught:
         checkpoints.restore(2, abstract(train_state(1)))
-    named = re.search(r"leaves: ([^ ,)]+)\)", str(caught.value))[1]
+    named = re.search(r"leaves: ([^ ,)]+)", str(caught.value))[1]
     assert named in manifest.read(epath.Path(two / "1"), 1).leaves
 
 
