@@ -47,7 +47,7 @@ def test_every_mesh_equals_one_device():
     cases = [(model, shape, 1) for shape in SHAPES]
     cases.append((model, MeshConfig(data=2, expert=2), 2))
     cases.append((limited, MeshConfig(data=2, fsdp=2, expert=2), 1))
-    data, alone, worst = batch(model, products=8, questions=2), {}, 0.0
+    data, alone, beyond = batch(model, products=8, questions=2), {}, {}
     print(f"\n{'mesh':42} {'loss':>9} {'gradients':>10}  the leaf that differs most")
     for config, shape, accumulation in cases:
         if (config, accumulation) not in alone:
@@ -60,5 +60,8 @@ def test_every_mesh_equals_one_device():
         name = f"{shape}" + f" slices={shape.slices}" * (shape.slices > 1)
         name += " capacity" * (config is limited) + " 2 micro-batches" * (accumulation > 1)
         print(f"{name:42} {loss_off:9.1e} {off[leaf]:10.1e}  {leaf}", flush=True)
-        worst = max(worst, loss_off, off[leaf])
-    assert worst < 1e-5, worst
+        # The gradient of a position bias is a sum of many that nearly cancel.
+        limits = {leaf: 2e-5 if "bias_mlp" in leaf else 1e-5 for leaf in off} | {"loss": 1e-5}
+        off["loss"] = loss_off
+        beyond |= {(name, leaf): off[leaf] for leaf in limits if off[leaf] >= limits[leaf]}
+    assert not beyond
