@@ -92,8 +92,8 @@ def _flops(program: dict[str, Any], result: dict[str, Any]) -> str:
     rows = [("matrix products, GFLOP", "program", "formula", "program/formula")]
     found, whole, model = program["flops"], formula["total"] / devices, formula["model"] / devices
     rows += [
-        ("with recomputation", *(f"{x / 1e9:.1f}" for x in (found, whole)), f"{found / whole:.3f}"),
-        ("forward and backward", "", f"{model / 1e9:.1f}", f"{found / model:.3f}"),
+        ("with recomputation", *(_number(x / 1e9) for x in (found, whole)), f"{found / whole:.3f}"),
+        ("forward and backward", "", _number(model / 1e9), f"{found / model:.3f}"),
     ]
     return table(rows)
 
@@ -112,7 +112,12 @@ def _collectives(program: dict[str, Any], result: dict[str, Any]) -> str:
 
 def _against(sent: float, least: float) -> tuple[str, str, str]:
     ratio = f"{sent / least:.2f}" if least else "-"
-    return f"{sent / 2**20:.1f}", f"{least / 2**20:.1f}", ratio
+    return _number(sent / 2**20), _number(least / 2**20), ratio
+
+
+def _number(value: float) -> str:
+    """One place behind the point, or more where the number is small."""
+    return f"{value:.1f}" if value >= 10 or not value else f"{value:.2g}"
 
 
 def _bounds(program: dict[str, Any], chip: Chip, products: int) -> str:

@@ -38,6 +38,7 @@ def test_the_formula_is_what_xla_counts_in_an_unrolled_step():
     assert formula["again"] == 0
 
 
+@pytest.mark.slow
 def test_the_formula_knows_scans_recomputation_and_frozen_parts():
     step, config = lowered(
         image=False,
