@@ -70,8 +70,8 @@ def predict(
       0, or the number of the signal that the job was stopped by.
 
     Raises:
-      UserError: the output exists or was begun with something else, there is nothing to answer, too
-        many records are rejected, or the disk is full.
+      UserError: the output exists or was begun with something else, too many records are rejected,
+        or the disk is full.
     """
     config = loaded.config
     data = stream_data(config.data, config.answer, len(ask))

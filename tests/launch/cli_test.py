@@ -194,6 +194,18 @@ def test_predict_replaces_no_file_unasked(trained, tmp_path):
     refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
 
 
+def test_predict_changes_settings_of_answering(trained, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    given = [f"--workdir={trained}", "--input=catalogue:products=1", f"--output={output}"]
+    refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
+    done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, output.read_text().splitlines())
+    assert line["source_weights"].keys() == {"image", "text"}
+    assert len(line.get("alternatives", [])) <= 1
+    assert "programs: 1 compiled" in done.stdout
+
+
 def test_summary_prints_a_line_an_evaluation(tmp_path):
     folder = tmp_path / "eval" / "test"
     folder.mkdir(parents=True)
