@@ -292,10 +292,6 @@ class Checkpoints:
     def _place(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the machine is about to be taken away; all processes agree on the step."""
-        return self._manager.reached_preemption(step)
-
     def wait(self) -> None:
         """Waits until what was started is on disk.
 

@@ -10,6 +10,7 @@ import pytest
 from tests.launch.cli import ROOT, TINY, environment, run
 
 MODULES = (
+    "compile_check",
     "evaluate",
     "export_hf",
     "import_hf",
