@@ -58,13 +58,18 @@ def difference(folder, unbroken):
     )
 
 
-def reach(jobs, step):
-    """Waits until the first process has said that a step is done."""
+def reach(jobs, folder, step):
+    """Waits until the first process has said that a step is done, and its checkpoint is whole."""
     for line in jobs[0].stdout:
         found = re.match(r"train (\d+)/", line)
         if found and int(found[1]) >= step:
-            return
-    raise AssertionError(f"it ended before step {step}: {jobs[0].stderr.read()}")
+            break
+    else:
+        raise AssertionError(f"it ended before step {step}: {jobs[0].stderr.read()}")
+    deadline = time.monotonic() + 600
+    while not (folder / "checkpoints" / str(step)).exists():
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(0.05)
 
 
 def alive(session):
@@ -113,7 +118,7 @@ def test_a_run_goes_on_with_other_counts_of_processes_devices_and_threads(
             count=count, devices=devices, cache=cache,
         )  # fmt: skip
         if until < STEPS:
-            reach(jobs, until)
+            reach(jobs, folder, until)
             kill(jobs)
         else:
             assert [status for status, *_ in several.finish(jobs)] == [0]
@@ -134,7 +139,7 @@ def test_a_process_that_dies_takes_the_other_along_and_the_job_resumes(
     folder = tmp_path / "run"
     where = {"count": 2, "devices": 4, "cache": cache}
     jobs = several.start("train", *SETTINGS, f"--workdir={folder}", **where)
-    reach(jobs, 2)
+    reach(jobs, folder, 2)
     jobs[victim].kill()
     began = time.monotonic()
     _, said = jobs[1 - victim].communicate(timeout=10 * several.PEER_TIMEOUT)
