@@ -51,6 +51,7 @@ def close(first, second):
     return max(abs(a - b) / max(abs(a), 1e-3) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     config = tiny.get_config("text")
