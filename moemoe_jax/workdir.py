@@ -103,11 +103,7 @@ class WorkDir:
         Raises:
           UserError: when `attributes.json` is missing or is not JSON.
         """
-        path = self.path / "attributes.json"
-        try:
-            return list(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); train again to write it") from None
+        return list(read_json(self.path, "attributes.json"))
 
     def belongs_to(self, config_json: str) -> bool:
         """Whether a run with these settings was begun here, which then resumes.

@@ -1,4 +1,4 @@
-"""Every test session sees eight CPU devices, so that no multi-device test can skip."""
+"""Every test sees eight CPU devices, so that no multi-device test can skip; compiling is quick."""
 
 import os
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from moemoe_jax.data.config import SourceConfig
-from moemoe_jax.data.hide import tells
+from moemoe_jax.data.hide import folded_words, tells
 from moemoe_jax.data.questions import Example
 
 
@@ -28,10 +28,11 @@ def drop_sources(
 
 def told_questions(text: str, examples: Iterable[Example]) -> frozenset[str]:
     """Returns the questions whose answer, or one of whose answers, a text names."""
+    words = folded_words(text)
     return frozenset(
         example.question
         for example in examples
-        if any(tells(text, answer) for answer in example.answers or ())
+        if any(tells(words, answer) for answer in example.answers or ())
     )
 
 

@@ -68,9 +68,13 @@ def answer_words(record: Record) -> frozenset[str]:
     return frozenset(words - {""})
 
 
-def tells(text: str, value: str) -> bool:
-    """Whether all words of a value occur in a text, in any order, case and plural folded."""
-    words = frozenset().union(*map(forms, _WORD.findall(text)))
+def folded_words(text: str) -> frozenset[str]:
+    """The words of a text, case and plural folded."""
+    return frozenset().union(*map(forms, _WORD.findall(text)))
+
+
+def tells(words: frozenset[str], value: str) -> bool:
+    """Whether all words of a value are among a text's `folded_words`."""
     parts = _WORD.findall(value)
     return bool(parts) and all(forms(part) & words for part in parts)
 

@@ -11,6 +11,7 @@ from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.metrics import Thresholds
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
+from moemoe_jax.files import read_json
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.models.build import abstract_model
 from moemoe_jax.parallel.mesh import make_mesh
@@ -113,8 +114,8 @@ def load_calibration(workdir: WorkDir, step: int) -> tuple[Calibrator, Threshold
     """What `save_calibration` kept, or None where there is none for this checkpoint."""
     if not workdir.calibration.is_file():
         return None
+    document = read_json(workdir.path, workdir.calibration.name)
     try:
-        document = json.loads(workdir.calibration.read_text())
         if document["step"] != step:
             return None
         return Calibrator.from_json(document["calibrator"]), document["thresholds"]

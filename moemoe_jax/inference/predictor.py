@@ -16,6 +16,7 @@ from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.confidence import sequence_confidence
 from moemoe_jax.inference.decoding import END, decoded, greedy
+from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import place_batch, replicated
 
 
@@ -46,10 +47,9 @@ class Predictor:
         self._decode = functools.lru_cache(maxsize=65536)(lambda ids: tokenizer.decode(ids).strip())
         self._run = jax.jit(
             functools.partial(
-                answer_batch, graph, config.data.answer_length, config.answer.confidence
+                answer_batch, graph, mesh, config.data.answer_length, config.answer.confidence
             )
         )
-
         # Of several processes each gets all answers, so that all judge them alike.
         self._everywhere = jax.jit(lambda results: results, out_shardings=replicated(mesh))
 
@@ -108,6 +108,7 @@ class Predictor:
 
 def answer_batch(
     graph: nnx.GraphDef,
+    mesh: Mesh,
     length: int,
     confidence: str,
     params: tuple[nnx.State, ...],
@@ -121,8 +122,10 @@ def answer_batch(
     """
     model = nnx.merge(graph, *params)
     index, asked = batch["question_index"], batch["question_valid"]
-    question, sources, _ = model.encode(batch)
-    fused = model.fuse(question, index, sources, model.present(batch))
-    ids, log_probs = greedy(model, fused, model.question_vectors(question, index), asked, length)
+    with using(mesh):
+        question, sources, _ = model.encode(batch)
+        fused = model.fuse(question, index, sources, model.present(batch))
+        vectors = model.question_vectors(question, index)
+        ids, log_probs = greedy(model, fused, vectors, asked, length)
     scores = sequence_confidence(log_probs, decoded(ids, asked), confidence)
     return ids, scores, fused.shares

@@ -33,7 +33,14 @@ from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.swinv2 import SwinV2
-from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, logits, token_embedding
+from moemoe_jax.nn.t5 import (
+    T5Decoder,
+    T5Encoder,
+    lm_head,
+    readout,
+    scores,
+    token_embedding,
+)
 
 
 class MoEMoE(nnx.Module):
@@ -158,7 +165,7 @@ class MoEMoE(nnx.Module):
         question: jax.Array | None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Stats]:
-        """Scores the answer tokens that follow `inputs` (teacher forcing).
+        """Reads the sources for the answer tokens that follow `inputs` (teacher forcing).
 
         Args:
           fused: from `fuse`.
@@ -168,7 +175,8 @@ class MoEMoE(nnx.Module):
           key: a PRNG key in training, None for deterministic.
 
         Returns:
-          logits, float [P, Q, L, V], and the mixtures' statistics.
+          hidden states, float [P, Q, L, D], which `logits` scores the vocabulary by, and the
+          mixtures' statistics.
         """
         embedded = self.embed_answer(inputs, question, first=True)
         rows, memory, weights, memory_valid = self.read(fused)
@@ -182,7 +190,7 @@ class MoEMoE(nnx.Module):
             question=None if question is None else question.reshape(*rows, -1),
         )
         hidden = hidden.reshape(*inputs.shape, -1)
-        return self.logits(hidden), {f"decoder/{i}": s for i, s in stats.items()}
+        return hidden, {f"decoder/{i}": s for i, s in stats.items()}
 
     # --- pieces of `decode`, which decoding token by token uses as well ---------------------------
 
@@ -207,8 +215,11 @@ class MoEMoE(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores the vocabulary: [..., D] → float32 [..., V]."""
+        return scores(*self._readout(hidden))
+
+    def _readout(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         head = self.lm_head or self.decoder_embedding
-        return logits(hidden, head, self.config.text.scales_logits)
+        return readout(hidden, head, self.config.text.scales_logits)
 
     # --- the whole --------------------------------------------------------------------------------
 
@@ -258,7 +269,7 @@ class MoEMoE(nnx.Module):
         answer = batch["answer_ids"]
         inputs = jnp.pad(answer[..., :-1], ((0, 0), (0, 0), (1, 0)))
         vectors = self.question_vectors(question, index)
-        logits, found = self.decode(
+        hidden, found = self.decode(
             fused, inputs, (answer != 0) & asked[..., None], vectors, keys[1]
         )
         nothing = jnp.zeros((0,), jnp.float32)
@@ -267,8 +278,10 @@ class MoEMoE(nnx.Module):
             if question is None
             else self.alignment(question, index, asked, sources, present)
         )
+        hidden, vocabulary = self._readout(hidden)
         return Outputs(
-            logits=logits,
+            hidden=hidden,
+            vocabulary=vocabulary,
             alignment=alignment,
             alignment_variance=variance,
             source_weights=fused.shares,

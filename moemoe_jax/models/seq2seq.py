@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from moemoe_jax.models.fusion import Fused
 from moemoe_jax.nn.moe import MoEConfig
-from moemoe_jax.nn.t5 import T5Config, T5Decoder, T5Encoder, lm_head, logits, token_embedding
+from moemoe_jax.nn.t5 import (
+    T5Config,
+    T5Decoder,
+    T5Encoder,
+    lm_head,
+    readout,
+    scores,
+    token_embedding,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,4 +90,4 @@ class Seq2Seq(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores the vocabulary: [..., D] to float32 [..., V]."""
         head = self.lm_head or self.embedding
-        return logits(hidden, head, self.config.text.scales_logits)
+        return scores(*readout(hidden, head, self.config.text.scales_logits))

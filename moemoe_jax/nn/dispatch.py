@@ -8,12 +8,13 @@ Dropless is exact and does not pay for the worst case: C is one of a few static 
 smallest that holds the longest queue of the batch is chosen at run time. With a capacity factor
 there is one C; what does not fit is dropped, counted, and contributes zero.
 
-Shapes: G groups, T tokens, D width, E experts, k experts per token, C slots per expert.
+All of this is for the tokens of one device; `spread` sends rows between devices.
+
+Shapes: T tokens, D width, E experts, k experts per token, C slots per expert.
 """
 
 from collections.abc import Callable
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -29,8 +30,11 @@ ALIGN = 8  # capacities are multiples of this, as accelerators tile rows
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 """(rows [..., in], kernel [E, in, out]) -> rows [..., out], each row by its own expert's kernel."""
 
-Experts = Callable[[jax.Array, Dot], jax.Array]
-"""The experts: rows in, rows out, whose kernels are applied with the given `Dot`."""
+Experts = Callable[[jax.Array, jax.Array, Dot], jax.Array]
+"""(rows [..., D], numbers int32 [...], dot) -> rows [..., D]: kernels are applied with `dot`.
+
+A row's number is that of its (token, expert), wherever the row lies: what is drawn at random for it
+follows from that."""
 
 
 class Queue(NamedTuple):
@@ -41,12 +45,24 @@ class Queue(NamedTuple):
       position: int32 [T, k], how many earlier tokens chose the same expert.
       kept: bool [T, k], False for padding and for what is past the capacity.
       load: int32 [E], kept choices per expert.
+      longest: int32 [], the largest load.
+      first: int32 [], the number of the first token. On many devices, `longest` and `first` are
+        with regard to the tokens of all.
     """
 
     expert: jax.Array
     position: jax.Array
     kept: jax.Array
     load: jax.Array
+    longest: jax.Array
+    first: jax.Array
+
+    def limited(self, limit: jax.Array, before: jax.Array | int = 0) -> "Queue":
+        """Keeps the first `limit` of each queue, `before` of which stand elsewhere: int32 [E]."""
+        start = jnp.broadcast_to(before, self.load.shape)[self.expert]
+        kept = self.kept & (start + self.position < limit)
+        load = jnp.clip(limit - before, 0, self.load)
+        return self._replace(kept=kept, load=load, longest=jnp.max(load))
 
 
 class Plan(NamedTuple):
@@ -94,11 +110,18 @@ def enqueue(
     chosen = chosen * valid[:, None]
     position = jnp.take_along_axis(jnp.cumsum(chosen, axis=0) - chosen, experts, axis=1)
     load, kept = jnp.sum(chosen, axis=0), jnp.broadcast_to(valid[:, None], experts.shape)
-    if capacity_factor is not None:
-        limits = capacity(capacity_factor, np.arange(tokens + 1), top_k, num_experts)
-        limit = jnp.asarray(limits)[jnp.sum(valid)]
-        load, kept = jnp.minimum(load, limit), kept & (position < limit)
-    return Queue(experts, position, kept, load)
+    queue = Queue(experts, position, kept, load, jnp.max(load), jnp.int32(0))
+    if capacity_factor is None:
+        return queue
+    return queue.limited(capacity_of(jnp.sum(valid), capacity_factor, tokens, top_k, num_experts))
+
+
+def capacity_of(
+    count: jax.Array, factor: float, tokens: int, top_k: int, num_experts: int
+) -> jax.Array:
+    """`capacity` for an int32 [] number of tokens that is known at run time, at most `tokens`."""
+    limits = capacity(factor, np.arange(tokens + 1), top_k, num_experts)
+    return jnp.asarray(limits)[count]
 
 
 def make_plan(slot: jax.Array, slots: int) -> Plan:
@@ -165,55 +188,61 @@ def combine(outputs: jax.Array, plan: Plan, weights: jax.Array) -> jax.Array:
     return jnp.sum(weights[..., None] * rows.astype(jnp.float32), axis=1).astype(outputs.dtype)
 
 
-# Back ends: (experts, x [G, T, D], weights [G, T, k], queue, tiers) -> [G, T, D].
+# Back ends: (experts, x [T, D], weights [T, k], queue, tiers) -> [T, D].
 
 
 def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., E, C, in] by [E, in, out]: one matrix product per expert."""
-    return jnp.einsum("...eci,eio->...eco", rows, kernel)
+    """[E, C, in] by [E, in, out]: one matrix product per expert."""
+    return jnp.einsum("eci,eio->eco", rows, kernel)
 
 
 def _index(experts, x, weights, queue, tiers):
-    """Gathers into [G, E, C, D] with the smallest tier C that holds the longest queue."""
+    """Gathers into [E, C, D] with the smallest tier C that holds the longest queue."""
 
     def run(size, x, weights, queue):
-        send = functools.partial(dispatch, slots_per_expert=size)
-        inputs, plan = jax.vmap(send)(x, queue)
-        return jax.vmap(combine)(experts(inputs, batched_dot), plan, weights)
+        inputs, plan = dispatch(x, queue, size)
+        tokens = (plan.source // weights.shape[1]).reshape(inputs.shape[:2])
+        return combine(experts(inputs, _numbers(queue, tokens), batched_dot), plan, weights)
 
     # A switch keeps room for what the backward pass of every branch needs, taken or not. All but
     # the usual branch therefore keep nothing and compute their forward pass again.
     branches = [functools.partial(run, size) for size in tiers]
     branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
-    tier = jnp.sum(jnp.max(queue.load) > jnp.array(tiers[:-1], jnp.int32))
+    tier = jnp.sum(queue.longest > jnp.array(tiers[:-1], jnp.int32))
     return jax.lax.switch(tier, branches, x, weights, queue)
 
 
 def _dense(experts, x, weights, queue, tiers):
     """Runs every expert on every token: the oracle of the others, and cheapest for a few tokens."""
     del tiers
-    count = queue.load.shape[-1]
-    outputs = experts(jnp.repeat(x[:, None], count, axis=1), batched_dot)  # [G, E, T, D]
+    count, tokens = queue.load.shape[0], x.shape[0]
+    everyone = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (count, tokens))
+    rows = jnp.repeat(x[None], count, axis=0)
+    outputs = experts(rows, _numbers(queue, everyone), batched_dot)  # [E, T, D]
     share = jax.nn.one_hot(queue.expert, count) * jnp.where(queue.kept, weights, 0.0)[..., None]
-    share = jnp.moveaxis(jnp.sum(share, axis=2), 1, 2)  # [G, E, T]
-    mixed = jnp.sum(share[..., None] * outputs.astype(jnp.float32), axis=1)
+    share = jnp.sum(share, axis=1).T  # [E, T]
+    mixed = jnp.sum(share[..., None] * outputs.astype(jnp.float32), axis=0)
     return mixed.astype(outputs.dtype)
+
+
+def _numbers(queue: Queue, tokens: jax.Array) -> jax.Array:
+    """The numbers of rows [E, C] that hold these `tokens`."""
+    count = queue.load.shape[0]
+    return (queue.first + tokens) * count + jnp.arange(count, dtype=jnp.int32)[:, None]
 
 
 def _ragged(experts, x, weights, queue, tiers):
     """Sorts the choices by expert and multiplies with `jax.lax.ragged_dot`: no empty slots."""
     del tiers
-
-    def one(x, weights, queue):
-        start = jnp.cumsum(queue.load) - queue.load
-        slot = jnp.where(queue.kept, start[queue.expert] + queue.position, weights.size)
-        plan = make_plan(slot, slot.size)
-        rows = take(x, plan.source // slot.shape[1], plan.target)
-        rows = experts(rows, functools.partial(jax.lax.ragged_dot, group_sizes=queue.load))
-        return combine(rows, plan, weights)
-
-    groups = [jax.tree.map(lambda a, g=g: a[g], (x, weights, queue)) for g in range(len(x))]
-    return jnp.stack([one(*group) for group in groups])
+    top_k, count = weights.shape[1], queue.load.shape[0]
+    start = jnp.cumsum(queue.load) - queue.load
+    slot = jnp.where(queue.kept, start[queue.expert] + queue.position, weights.size)
+    plan = make_plan(slot, slot.size)
+    rows = take(x, plan.source // top_k, plan.target)
+    expert = queue.expert.ravel().at[plan.source].get(mode="fill", fill_value=0)
+    numbers = (queue.first + plan.source // top_k) * count + expert
+    dot = functools.partial(jax.lax.ragged_dot, group_sizes=queue.load)
+    return combine(experts(rows, numbers, dot), plan, weights)
 
 
 DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
@@ -221,6 +250,13 @@ DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
     "dense": _dense,
     "ragged": _ragged,
 }
+
+
+def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
+    """Resolves "auto": "index", unless "dense" computes no more."""
+    if backend != "auto":
+        return backend
+    return "dense" if tiers == (tokens,) else "index"
 
 
 def mix(
@@ -231,7 +267,6 @@ def mix(
     *,
     capacity_factor: float | None = None,
     backend: str = "auto",
-    groups: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """MoE(x) = sum_i w_i f_i(x) over the chosen experts of each token.
 
@@ -242,32 +277,24 @@ def mix(
       valid: bool [T]; padding takes no slot and comes back as zeros.
       capacity_factor: slots per expert over the even load; None drops nothing.
       backend: a name in `DISPATCHERS`, or "auto": "index", unless "dense" computes no more.
-      groups: tokens are dispatched in so many equal groups, each with queues of its own. One per
-        data shard keeps every token's rows on its shard; where T is not a multiple, the greatest
-        common divisor counts. Without a capacity the result does not depend on it.
 
     Returns:
-      [T, D], and the fraction of choices that were dropped, float32 [].
+      [T, D], and which choices were kept, bool [T, k].
 
     Raises:
       ValueError: an unknown back end.
     """
     (tokens, top_k), num_experts = routing.experts.shape, routing.probs.shape[-1]
-    groups = math.gcd(groups, tokens)
-    size = tokens // groups
     if capacity_factor is None:
-        tiers = capacity_tiers(size, top_k, num_experts)
+        tiers = capacity_tiers(tokens, top_k, num_experts)
     else:
-        tiers = (int(capacity(capacity_factor, size, top_k, num_experts)),)
-    if backend == "auto":
-        backend = "dense" if tiers == (size,) else "index"
+        tiers = (int(capacity(capacity_factor, tokens, top_k, num_experts)),)
+    run = pick(DISPATCHERS, choose(backend, tiers, tokens), "dispatch back end")
+    queue = enqueue(routing.experts, valid, num_experts, capacity_factor)
+    return run(experts, x, routing.weights, queue, tiers), queue.kept
 
-    arrays = (x, routing.experts, routing.weights, valid)
-    arrays = [a.reshape(groups, size, *a.shape[1:]) for a in arrays]
-    x, chosen, weights, valid = arrays
-    line_up = functools.partial(enqueue, num_experts=num_experts, capacity_factor=capacity_factor)
-    queue = jax.vmap(line_up)(chosen, valid)
-    y = pick(DISPATCHERS, backend, "dispatch back end")(experts, x, weights, queue, tiers)
-    wanted = top_k * jnp.sum(valid)
-    dropped = (wanted - jnp.sum(queue.kept)) / jnp.maximum(wanted, 1)
-    return y.reshape(tokens, -1), dropped
+
+def dropped(kept: jax.Array, valid: jax.Array) -> jax.Array:
+    """The fraction of the valid tokens' choices that was not kept, float32 []."""
+    wanted = kept.shape[1] * jnp.sum(valid)
+    return (wanted - jnp.sum(kept)) / jnp.maximum(wanted, 1)

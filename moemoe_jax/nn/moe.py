@@ -1,8 +1,8 @@
 """The sparse mixture of experts that takes a feed-forward block's place.
 
 MoE(x) = sum_i w_i(x) f_i(x), w(x) = softmax(top_k(W x + noise)), L_aux = E sum_i f_i P_i.
-`routing` decides who goes where, `dispatch` brings them there and back, and the experts f_i are
-the dense block's, stacked: `wi.kernel` [in, out] becomes `wi.kernel` [E, in, out].
+`routing` decides who goes where, `dispatch` (on many devices, `spread`) brings them there and back,
+and the experts f_i are the dense block's, stacked: `wi.kernel` [in, out] becomes [E, in, out].
 
 Shapes: D width, F hidden width, E experts, k experts per token, L tokens of a row, T all tokens.
 """
@@ -13,10 +13,11 @@ from flax import nnx, struct
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.nn import dispatch, routing
+from moemoe_jax.nn import dispatch, routing, spread
 from moemoe_jax.nn.feed_forward import ACTIVATIONS
 from moemoe_jax.nn.params import ExpertParam, RouterParam, param
-from moemoe_jax.nn.rng import dropout, split
+from moemoe_jax.nn.rng import row_dropout, split
+from moemoe_jax.parallel.axes import gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,6 @@ class MoEConfig:
       router_std: standard deviation of the router's initial weights; never zero, or all experts
         tie and receive the same tokens.
       dispatch: "auto", "index", "dense" or "ragged".
-      groups: in how many independent groups tokens are dispatched: the number of data shards.
     """
 
     num_experts: int = 4
@@ -49,7 +49,6 @@ class MoEConfig:
     routing_level: str = "token"
     router_std: float = 0.02
     dispatch: str = "auto"
-    groups: int = 1
 
     def __post_init__(self):
         routing.pick(routing.GATES, self.gate, "gate")
@@ -66,8 +65,6 @@ class MoEConfig:
             )
         if self.router_std <= 0:
             raise ValueError(f"router_std {self.router_std} is not positive: experts would tie")
-        if self.groups < 1:
-            raise ValueError(f"groups {self.groups} is not at least 1")
 
 
 @struct.dataclass
@@ -96,38 +93,33 @@ class Router(nnx.Module):
 
     def __init__(self, config: MoEConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
-        shape, axes = (d_model, config.num_experts), ("embed", None)
-        init = nnx.initializers.normal(config.router_std)
-        self.kernel = param(rngs, shape, init, axes, RouterParam)
+        self.axes = ("embed", None)
+        shape, init = (d_model, config.num_experts), nnx.initializers.normal(config.router_std)
+        self.kernel = param(rngs, shape, init, self.axes, RouterParam)
         if routing.NOISES[config.noise].has_kernel:
-            self.noise_kernel = param(rngs, shape, init, axes, RouterParam)
+            self.noise_kernel = param(rngs, shape, init, self.axes, RouterParam)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> routing.Routing:
         """Routes float [T, D], with noise if there is a key."""
         noise_kernel = getattr(self, "noise_kernel", None)
         return routing.route(
             x,
-            self.kernel[...],
+            gathered(self.kernel[...], self.axes),
             self.config.top_k,
             gate=self.config.gate,
             noise=self.config.noise,
-            noise_kernel=None if noise_kernel is None else noise_kernel[...],
+            noise_kernel=None if noise_kernel is None else gathered(noise_kernel[...], self.axes),
             key=key,
         )
 
 
 class ExpertLinear(nnx.Module):
-    """E linear maps without bias: `kernel` [E, in, out], applied in `dtype`."""
+    """E linear maps without bias: `kernel` [E, in, out], whose dimensions are named by `axes`."""
 
-    def __init__(self, num_experts, d_in, d_out, axes, dtype, *, rngs: nnx.Rngs):
-        self.dtype = jnp.dtype(dtype)
-        shape, axes = (num_experts, d_in, d_out), ("expert", *axes)
+    def __init__(self, num_experts, d_in, d_out, axes, *, rngs: nnx.Rngs):
+        self.axes = ("expert", *axes)
         init = nnx.initializers.normal(d_in**-0.5)
-        self.kernel = param(rngs, shape, init, axes, ExpertParam)
-
-    def __call__(self, rows: jax.Array, dot: dispatch.Dot) -> jax.Array:
-        """Maps [..., in] to [..., out], each row by the expert that `dot` knows it has."""
-        return dot(rows.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        self.kernel = param(rngs, (num_experts, d_in, d_out), init, self.axes, ExpertParam)
 
 
 class MoEFeedForward(nnx.Module):
@@ -160,15 +152,14 @@ class MoEFeedForward(nnx.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
         self.config = config
-        self.gated = activation == "gated-gelu"
+        self.names = ("wi_0", "wi_1", "wo") if activation == "gated-gelu" else ("wi", "wo")
         self.dropout = dropout
         self.dtype = jnp.dtype(dtype)
         self.router = Router(config, d_model, rngs=rngs)
         count = config.num_experts
-        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
-            axes = ("embed", "mlp")
-            setattr(self, name, ExpertLinear(count, d_model, d_ff, axes, dtype, rngs=rngs))
-        self.wo = ExpertLinear(count, d_ff, d_model, ("mlp", "embed"), dtype, rngs=rngs)
+        for name in self.names[:-1]:
+            setattr(self, name, ExpertLinear(count, d_model, d_ff, ("embed", "mlp"), rngs=rngs))
+        self.wo = ExpertLinear(count, d_ff, d_model, ("mlp", "embed"), rngs=rngs)
 
     def __call__(
         self,
@@ -194,21 +185,24 @@ class MoEFeedForward(nnx.Module):
         noise_key, dropout_key = split(key, 2)
         routes = self._route(x, valid, noise_key, question)
         flat = valid.ravel()
-        y, dropped = dispatch.mix(
-            lambda rows, dot: self._experts(rows, dot, dropout_key),
+        maps = {name: getattr(self, name) for name in self.names}
+        y, kept = spread.mix(
+            self._experts,
+            {name: linear.kernel[...].astype(self.dtype) for name, linear in maps.items()},
+            {name: linear.axes for name, linear in maps.items()},
+            dropout_key,
             x.reshape(-1, x.shape[-1]).astype(self.dtype),
             routes,
             flat,
             capacity_factor=self.config.capacity_factor,
             backend=self.config.dispatch,
-            groups=self.config.groups,
         )
         stats = MoEStats(
             aux_loss=routing.load_balancing_loss(routes, flat, self.config.aux_prob),
             z_loss=routing.z_loss(routes, flat),
             load=routing.expert_load(routes, flat),
             importance=routing.importance(routes, flat),
-            dropped=dropped,
+            dropped=dispatch.dropped(kept, flat),
             entropy=routing.entropy(routes, flat),
         )
         return y.reshape(x.shape), stats
@@ -222,10 +216,11 @@ class MoEFeedForward(nnx.Module):
         repeats = length // inputs.shape[1]
         return jax.tree.map(lambda a: jnp.repeat(a, repeats, axis=0), routes)
 
-    def _experts(self, rows, dot, key) -> jax.Array:
+    def _experts(self, kernels, key, rows, numbers, dot) -> jax.Array:
         """The dense block's arithmetic, with every kernel applied by `dot`."""
-        if self.gated:
-            hidden = jax.nn.gelu(self.wi_0(rows, dot), approximate=True) * self.wi_1(rows, dot)
+        if "wi" in kernels:
+            hidden = jax.nn.relu(dot(rows, kernels["wi"]))
         else:
-            hidden = jax.nn.relu(self.wi(rows, dot))
-        return self.wo(dropout(hidden, self.dropout, key), dot)
+            gate = jax.nn.gelu(dot(rows, kernels["wi_0"]), approximate=True)
+            hidden = gate * dot(rows, kernels["wi_1"])
+        return dot(row_dropout(hidden, self.dropout, key, numbers), kernels["wo"])

@@ -20,7 +20,7 @@ class RMSNorm(nnx.Module):
     ):
         self.epsilon = epsilon
         self.dtype = jnp.dtype(dtype)
-        self.scale = param(rngs, (features,), nnx.initializers.ones_init(), ("embed",))
+        self.scale = param(rngs, (features,), nnx.initializers.ones_init(), (None,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises float [..., D]; computed in float32, returned in the compute dtype."""

@@ -34,8 +34,32 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return x
+    return _drop(x, rate, jax.random.bits(key, (*x.shape[:-1], _words(x)), jnp.uint32))
+
+
+def row_dropout(x: jax.Array, rate: float, key: jax.Array | None, rows: jax.Array) -> jax.Array:
+    """`dropout` whose mask of a row depends on the row's number alone, not on where it lies.
+
+    Args:
+      x: float [..., N].
+      rate: probability of being dropped, in [0, 1).
+      key: a PRNG key; without one, `x` comes back as it is.
+      rows: int [...], a number of its own for every row.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows.ravel())
+    words = jax.vmap(lambda key: jax.random.bits(key, (_words(x),), jnp.uint32))(keys)
+    return _drop(x, rate, words.reshape(*rows.shape, -1))
+
+
+def _words(x: jax.Array) -> int:
+    """How many words of 32 bits give each entry of a row a byte."""
+    return -(-x.shape[-1] // 4)
+
+
+def _drop(x: jax.Array, rate: float, words: jax.Array) -> jax.Array:
     threshold = min(max(round(rate * 256), 1), 255)
-    *batch, last = x.shape
-    words = jax.random.bits(key, (*batch, -(-last // 4)), jnp.uint32)
-    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*batch, -1)[..., :last]
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8)
+    octets = octets.reshape(*words.shape[:-1], -1)[..., : x.shape[-1]]
     return jnp.where(octets >= threshold, x * (256 / (256 - threshold)), jnp.zeros_like(x))

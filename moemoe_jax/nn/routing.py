@@ -99,15 +99,36 @@ NOISES: dict[str, Noise] = {
 # Gates: logits [T, E] -> weights [T, k], experts [T, k].
 
 
+def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of each row and where they are, largest first and, among equals, the first.
+
+    As `jax.lax.top_k`, which however fetches the rows of all devices to each.
+
+    Args:
+      scores: float [T, E].
+      k: at most E.
+
+    Returns:
+      [T, k] of the dtype of `scores`, and int32 [T, k].
+    """
+    values, places, rest = [], [], scores
+    for _ in range(k):
+        places.append(jnp.argmax(rest, axis=-1).astype(jnp.int32))
+        here = jnp.arange(scores.shape[-1]) == places[-1][:, None]
+        values.append(jnp.sum(jnp.where(here, scores, 0), axis=-1))
+        rest = jnp.where(here, -jnp.inf, rest)
+    return jnp.stack(values, axis=-1), jnp.stack(places, axis=-1)
+
+
 def _topk_softmax(logits, k):
     """softmax(top_k(logits)): the weights of the chosen experts sum to one (MoEMoE)."""
-    values, experts = jax.lax.top_k(logits, k)
+    values, experts = top_k(logits, k)
     return jax.nn.softmax(values, axis=-1), experts
 
 
 def _softmax_topk(logits, k):
     """top_k(softmax(logits)), not renormalised, so that k = 1 still trains the router (Switch)."""
-    return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), k)
+    return top_k(jax.nn.softmax(logits, axis=-1), k)
 
 
 GATES: dict[str, Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]] = {

@@ -9,6 +9,7 @@ K' output tokens, D' output channels.
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 import jax
@@ -18,6 +19,7 @@ from moemoe_jax.nn import rng, windows
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import param
 from moemoe_jax.nn.window_attention import KERNEL_INIT, WindowAttention
+from moemoe_jax.parallel.axes import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,9 @@ class SwinV2Config:
       mlp_ratio: hidden width of a block's MLP, in units of its channels.
       qkv_bias: whether queries and values have a bias; keys never do.
       absolute_positions: whether a learned vector of its place is added to every patch. SwinV2 as
-        published has none: a window does not know where in the image it is, and pretraining has to
-        make up for that. A small model trained from scratch sees far sooner with it.
+        published has none, so a window does not know where in the image it is. Trained from
+        scratch on images where things keep their places, a small model sees far sooner with it;
+        where images are flipped and cropped at random, it did harm.
       dropout: on the embedded patches and on the MLPs' outputs.
       attention_dropout: on attention weights and on the attention's output.
       drop_path: chance that a sample skips a sublayer; grows from 0 at the first block to this.
@@ -158,6 +161,11 @@ class LayerNorm(nnx.Module):
         return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x Φ(x), Φ by erf: `jax.nn.gelu` takes erfc, twice as slow, for a tail of 1e-7."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class MLP(nnx.Module):
     """Two linear maps with exact GELU between them."""
 
@@ -169,7 +177,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float [..., C] to [..., C]."""
-        return self.out_proj(jax.nn.gelu(self.in_proj(x), approximate=False))
+        return self.out_proj(gelu(self.in_proj(x)))
 
 
 class Block(nnx.Module):
@@ -303,5 +311,5 @@ class SwinV2(nnx.Module):
             x += self.positions[...].astype(x.dtype)
         x = rng.dropout(x, config.dropout, first)
         for stage, stage_key in zip(self.stages, keys, strict=True):
-            x = stage(x, stage_key)
+            x = stage(constrain(x, "batch"), stage_key)
         return self.final_norm(x.reshape(x.shape[0], -1, config.width))

@@ -20,6 +20,7 @@ from moemoe_jax.nn.norms import RMSNorm
 from moemoe_jax.nn.rng import dropout, fold, split
 from moemoe_jax.nn.stack import Stack
 from moemoe_jax.nn.t5_block import T5Block, T5Config, relative_bias
+from moemoe_jax.parallel.axes import constrain
 
 if TYPE_CHECKING:
     from moemoe_jax.nn.moe import MoEConfig, MoEStats
@@ -77,6 +78,7 @@ class T5Stack(nnx.Module):
 
         def call(block, index, x, inputs):
             layer_memory, layer_cache = inputs
+            x = constrain(x, "batch")
             x, layer_cache, stats = block(
                 x,
                 valid,
@@ -261,15 +263,23 @@ def lm_head(config: T5Config, *, rngs: nnx.Rngs) -> Linear:
     return Linear(config.d_model, config.vocab_size, init=init, axes=axes, dtype=dtype, rngs=rngs)
 
 
-def logits(hidden: jax.Array, head: Embed | Linear, scale: bool) -> jax.Array:
-    """Vocabulary scores float32 [..., V] of hidden [..., D].
+def readout(hidden: jax.Array, head: Embed | Linear, scale: bool) -> tuple[jax.Array, jax.Array]:
+    """The two factors of the vocabulary's `scores`, in the compute dtype.
 
     Args:
-      hidden: from the decoder.
+      hidden: from the decoder, [..., D].
       head: the embedding table, where it is tied, or a projection of its own.
       scale: whether to take hidden * D^-1/2, as `T5Config.scales_logits` says.
+
+    Returns:
+      hidden [..., D] and a kernel [D, V].
     """
-    kernel = head.table[...].T if isinstance(head, Embed) else head.kernel[...]
+    kernel = head.weights().T if isinstance(head, Embed) else head.weights()
     hidden = hidden * hidden.shape[-1] ** -0.5 if scale else hidden
-    kernel = kernel.astype(head.dtype)
-    return jnp.matmul(hidden.astype(head.dtype), kernel, preferred_element_type=jnp.float32)
+    return hidden.astype(head.dtype), kernel
+
+
+def scores(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Vocabulary scores (logits), float32 [..., V], of what `readout` returned."""
+    found = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(found, "batch", *(None,) * (found.ndim - 2), "vocab")

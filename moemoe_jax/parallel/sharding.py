@@ -1,4 +1,4 @@
-"""Where every array lives: one table from logical axes to mesh axes, and what follows from it.
+"""Where parameters, optimizer state and batches lie: what follows from the table in `axes`.
 
 A parameter carries the logical name of each of its dimensions (`nn.params.param`); this module
 reads the names and never the path of a parameter. Optimizer state lies where its parameter lies.
@@ -11,44 +11,11 @@ from typing import Any
 
 from flax import nnx
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-LOGICAL_RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp", "expert"),  # the global batch is split over all devices
-    "embed": "fsdp",
-    "mlp": None,
-    "heads": None,
-    "vocab": None,
-    "expert": "expert",
-    "layers": None,
-}
-
-
-def spec_for(
-    logical_axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
-) -> tuple[PartitionSpec, list[int]]:
-    """Maps the named dimensions of one array to mesh axes.
-
-    A mesh axis is used once per array, by the first dimension that asks for it. A dimension that
-    its mesh axis does not divide stays whole on every device.
-
-    Returns:
-      The partition spec, and the dimensions that stay whole because they are not divisible.
-    """
-    axes, used, whole = [], set(), []
-    for dim, (name, size) in enumerate(zip(logical_axes, shape, strict=True)):
-        axis = None if name is None else LOGICAL_RULES[name]
-        if axis is None or axis in used:
-            axes.append(None)
-        elif size % mesh.shape[axis]:
-            axes.append(None)
-            whole.append(dim)
-        else:
-            axes.append(axis)
-            used.add(axis)
-    return PartitionSpec(*axes), whole
+from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, shards, spec_for
 
 
 def _is_variable(node: Any) -> bool:
@@ -70,12 +37,12 @@ def _variables(state: Any) -> Iterator[tuple[str, nnx.Variable]]:
         yield name, leaf
 
 
-def _spec(variable: nnx.Variable, mesh: Mesh) -> tuple[PartitionSpec, list[int]]:
+def _spec(variable: nnx.Variable, mesh: Mesh | AbstractMesh) -> tuple[PartitionSpec, list[int]]:
     shape = jax.tree.leaves(variable)[0].shape
     return spec_for(variable.get_metadata()["logical_axes"], shape, mesh)
 
 
-def param_shardings(state: Any, mesh: Mesh) -> Any:
+def param_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns a tree like `state` with a NamedSharding in place of each array.
 
     Args:
@@ -89,13 +56,13 @@ def param_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(state), shardings)
 
 
-def indivisible(state: Any, mesh: Mesh) -> list[str]:
+def indivisible(state: Any, mesh: Mesh | AbstractMesh) -> list[str]:
     """Lists, one line each, the dimensions that stay whole since their mesh axis does not fit."""
     lines = []
     for name, variable in _variables(state):
         shape, axes = jax.tree.leaves(variable)[0].shape, variable.get_metadata()["logical_axes"]
         for dim in _spec(variable, mesh)[1]:
-            rule = LOGICAL_RULES[axes[dim]]
+            (rule,) = LOGICAL_RULES[axes[dim]]
             lines.append(
                 f"{name}: dimension {dim} ({axes[dim]}, {shape[dim]}) is replicated: "
                 f"{rule}={mesh.shape[rule]} does not divide it"
@@ -103,13 +70,28 @@ def indivisible(state: Any, mesh: Mesh) -> list[str]:
     return lines
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def check_experts(state: Any, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses a mesh over which the experts cannot be dealt out evenly.
+
+    Raises:
+      UserError: when `mesh.expert` does not divide their number.
+    """
+    for _, variable in _variables(state):
+        shape, axes = jax.tree.leaves(variable)[0].shape, variable.get_metadata()["logical_axes"]
+        if "expert" in axes:
+            expert_shards(shape[axes.index("expert")], mesh)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of what every device holds whole: step counters, metrics, keys."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def optimizer_shardings(
-    optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    shardings: Any,
+    mesh: Mesh | AbstractMesh,
 ) -> Any:
     """Gives the optimizer state the sharding of the parameter that each part belongs to.
 
@@ -143,15 +125,16 @@ def optimizer_shardings(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array whose leading dimension is the global batch."""
+    """The sharding of an array whose leading dimension is the global batch.
+
+    Devices along `tensor` hold the same rows.
+    """
     return NamedSharding(mesh, PartitionSpec(LOGICAL_RULES["batch"]))
 
 
 def _rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     """Splits `rows` rows over the mesh, or replicates them where they do not divide."""
-    split = batch_sharding(mesh)
-    shards = mesh.size // split.shard_shape((mesh.size,))[0]
-    return replicated(mesh) if rows % shards else split
+    return replicated(mesh) if rows % shards("batch", mesh) else batch_sharding(mesh)
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,15 +181,23 @@ def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
     return jax.tree_util.tree_map_with_path(place, batch)
 
 
-def describe(state: Any, mesh: Mesh) -> str:
+def bytes_on_device(tree: Any) -> int:
+    """Bytes that one device holds of a tree of ShapeDtypeStructs (or arrays) with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
     """Tabulates each parameter: name, shape, partition spec and bytes on one device."""
     rows = [("parameter", "shape", "spec", "bytes/device")]
     total = 0
     for name, variable in _variables(state):
         leaf = jax.tree.leaves(variable)[0]
         spec, _ = _spec(variable, mesh)
-        local = NamedSharding(mesh, spec).shard_shape(leaf.shape)
-        size = math.prod(local) * np.dtype(leaf.dtype).itemsize
+        placed = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+        size = bytes_on_device(placed)
         total += size
         rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), f"{size:,}"))
     rows.append(("total", "", "", f"{total:,}"))

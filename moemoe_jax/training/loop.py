@@ -22,7 +22,7 @@ from moemoe_jax.parallel.sharding import local_rows, place_batch, replicated
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.config import METRICS
 from moemoe_jax.training.logging import MetricsWriter, Progress
-from moemoe_jax.training.setup import Data, Run, first_state, open_data, plan
+from moemoe_jax.training.setup import Data, Run, first_state, open_data, plan, with_vocabulary
 from moemoe_jax.training.step import TrainState, make_train_step
 from moemoe_jax.training.timing import Ledger
 from moemoe_jax.training.trainable import parameter_table
@@ -48,7 +48,7 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
     workdir = WorkDir(_local(path))
     if workdir.config.exists():
         read_settings(workdir.config)  # names what an older version of the code left there
-    mapping = _with_vocabulary(mapping, workdir)
+    mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
     from_config_dict(mapping)  # refuses what is wrong before anything is written
     resuming = workdir.belongs_to(document)
@@ -75,22 +75,6 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         with MetricsWriter(workdir.path, resume_step=int(state.step) or None) as writer:
             trainer = _Trainer(config, run, data, checkpoints, writer, frozen, metrics)
             return trainer.run(state)
-
-
-def _with_vocabulary(
-    mapping: ml_collections.ConfigDict, workdir: WorkDir
-) -> ml_collections.ConfigDict:
-    """The settings, with as many rows in the token tables as the run to start from has.
-
-    An imported model has more of them than its tokenizer has pieces.
-    """
-    start = mapping.init.work_dir
-    if not start or mapping.data.vocab_rows is not None:
-        return mapping
-    saved = workdir if workdir.config.exists() else WorkDir.open(start)
-    mapping = mapping.copy_and_resolve_references()
-    mapping.data.vocab_rows = read_settings(saved.config).data.vocab_rows
-    return mapping
 
 
 def _local(path: str):
@@ -154,6 +138,7 @@ class _Trainer:
                 run.optimizer,
                 run.schedule,
                 config.loss,
+                mesh=run.mesh,
                 seed=config.train.seed,
                 accumulation=config.train.accumulation,
                 ema_decay=config.optimizer.ema_decay,

@@ -1,6 +1,6 @@
 """The training objective: L = CE + λ_align · (L_QCA + L_QIA) + λ_aux · Σ L_aux, eqs 8 and 10.
 
-Shapes: P products, Q questions per product, L answer tokens, V vocabulary, S sources.
+Shapes: P products, Q questions per product, L answer tokens, S sources.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.models.outputs import Outputs
+from moemoe_jax.training.vocabulary_loss import vocabulary_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,24 +37,6 @@ class LossConfig:
             raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; use 0 to below 1")
 
 
-def token_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """The negative log-likelihood of each target token, in float32.
-
-    Args:
-      logits: float [..., V].
-      targets: int [...].
-      smoothing: share of the target's probability that is spread evenly over the vocabulary.
-
-    Returns:
-      float32 [...].
-    """
-    logits = logits.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    even = jnp.mean(logits, axis=-1) if smoothing else 0.0
-    return log_z - (1.0 - smoothing) * picked - smoothing * even
-
-
 def objective(
     outputs: Outputs, batch: dict, config: LossConfig, tokens: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -72,11 +55,15 @@ def objective(
     """
     targets = batch["answer_ids"]
     valid = (targets != 0) & batch["question_valid"][..., None]
-    counted = valid.astype(jnp.float32)
-    nll = token_cross_entropy(outputs.logits, targets, config.label_smoothing)
-    cross_entropy = jnp.sum(nll * counted) / jnp.maximum(tokens, 1.0)
-
-    right = (jnp.argmax(outputs.logits, axis=-1) == targets) | ~valid
+    products = targets.shape[0]
+    cross_entropy, best = vocabulary_loss(
+        outputs.hidden.reshape(products, -1, outputs.hidden.shape[-1]),
+        outputs.vocabulary,
+        targets.reshape(products, -1),
+        (valid / jnp.maximum(tokens, 1.0)).reshape(products, -1),
+        config.label_smoothing,
+    )
+    right = (best.reshape(targets.shape) == targets) | ~valid
     asked = batch["question_valid"].astype(jnp.float32)
     exact = jnp.sum(jnp.all(right, axis=-1) * asked) / jnp.maximum(jnp.sum(asked), 1.0)
     metrics = {"loss/cross_entropy": cross_entropy, "train/teacher_forced_accuracy": exact}

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
+import ml_collections
 import optax
 
 from moemoe_jax.data.examples import corpus
@@ -15,12 +16,14 @@ from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_splits
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
-from moemoe_jax.experiment import ExperimentConfig, from_config_dict
+from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.inference.loading import load, place
 from moemoe_jax.models.build import abstract_model, create_model
+from moemoe_jax.parallel.axes import shards
 from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.parallel.sharding import (
+    check_experts,
     local_rows,
     optimizer_shardings,
     param_shardings,
@@ -33,6 +36,22 @@ from moemoe_jax.training.trainable import split_trainable
 from moemoe_jax.workdir import WorkDir
 
 Say = Callable[[str], None]
+
+
+def with_vocabulary(
+    mapping: ml_collections.ConfigDict, workdir: WorkDir
+) -> ml_collections.ConfigDict:
+    """The settings, with as many rows in the token tables as the run to start from has.
+
+    An imported model has more of them than its tokenizer has pieces.
+    """
+    start = mapping.init.work_dir
+    if not start or mapping.data.vocab_rows is not None:
+        return mapping
+    saved = workdir if workdir.config.exists() else WorkDir.open(start)
+    mapping = mapping.copy_and_resolve_references()
+    mapping.data.vocab_rows = read_settings(saved.config).data.vocab_rows
+    return mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +144,27 @@ class Run:
     schedule: optax.Schedule
     total_steps: int
     steps_per_epoch: int
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     abstract: tuple[TrainState, nnx.State]
 
 
-def plan(config: ExperimentConfig, steps_per_epoch: float) -> Run:
-    """Works out shapes, places and the schedule; allocates nothing."""
-    mesh = make_mesh(config.mesh)
+def plan(
+    config: ExperimentConfig, steps_per_epoch: float, mesh: Mesh | AbstractMesh | None = None
+) -> Run:
+    """Works out shapes, places and the schedule; allocates nothing.
+
+    Args:
+      config: the settings.
+      steps_per_epoch: what the data come to.
+      mesh: where the run is to be; None makes the one of `config.mesh` of the devices here.
+
+    Raises:
+      UserError: for a batch or experts that the mesh does not divide.
+    """
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     _check_batch(config, mesh)
     model = abstract_model(config.model)
+    check_experts(nnx.state(model), mesh)
     graph, trained, frozen = split_trainable(model, config.train.trainable)
     per_epoch = max(1, round(steps_per_epoch))
     total = config.train.steps or round(config.train.epochs * steps_per_epoch)
@@ -154,18 +185,22 @@ def plan(config: ExperimentConfig, steps_per_epoch: float) -> Run:
     )
 
 
-def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+def _check_batch(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> None:
     products, accumulation = config.data.products_per_batch, config.train.accumulation
-    if products % (mesh.size * accumulation):
-        step = mesh.size * accumulation
+    parts = shards("batch", mesh)
+    if products % (parts * accumulation):
         raise UserError(
-            f"data.products_per_batch {products} does not divide among {mesh.size} devices times "
-            f"train.accumulation {accumulation}; give a multiple of {step}"
+            f"data.products_per_batch {products} does not divide among the {parts} devices that a "
+            f"batch is split over (mesh data, fsdp and expert) times train.accumulation "
+            f"{accumulation}; give a multiple of {parts * accumulation}"
         )
 
 
 def _abstract_state(
-    trained: nnx.State, optimizer: optax.GradientTransformation, ema: bool, mesh: Mesh
+    trained: nnx.State,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     shapes = jax.eval_shape(lambda params: init_state(params, optimizer, ema), trained)
     params = param_shardings(trained, mesh)

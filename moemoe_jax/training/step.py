@@ -10,8 +10,10 @@ from typing import Any
 from flax import nnx, struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 import optax
 
+from moemoe_jax.parallel.axes import constrain, using
 from moemoe_jax.training.losses import LossConfig, objective
 from moemoe_jax.training.optimizer import ema_update
 
@@ -58,6 +60,7 @@ def make_train_step(
     schedule: optax.Schedule,
     loss: LossConfig,
     *,
+    mesh: Mesh | AbstractMesh,
     seed: int,
     accumulation: int = 1,
     ema_decay: float = 0.0,
@@ -69,6 +72,7 @@ def make_train_step(
       optimizer: updates the trainable parameters.
       schedule: step → learning rate, for the log; the optimizer has its own copy.
       loss: weights of the objective.
+      mesh: that the step is for; it decides where activations lie and how tokens reach experts.
       seed: of dropout, router noise and the like.
       accumulation: micro-batches a batch is cut into along its products; they are run one after the
         other and their gradients added. Batch statistics (auxiliary loss, alignment) are then those
@@ -104,7 +108,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Tree, batch: dict):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = gradients(state.params, frozen, batch, key)
+        with using(mesh):
+            grads, metrics = gradients(state.params, frozen, batch, key)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss/total"])
 
@@ -146,6 +151,11 @@ def split_products(batch: dict, parts: int) -> dict:
     """
     questions = batch["question_ids"]
     products = {k: v for k, v in batch.items() if k != "question_ids"}
-    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), products)
+
+    def cut_up(x: jax.Array) -> jax.Array:
+        x = x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+        return constrain(x, None, "batch")
+
+    cut = jax.tree.map(cut_up, products)
     repeated = jnp.broadcast_to(questions, (parts, *questions.shape))
     return cut | {"question_ids": repeated}

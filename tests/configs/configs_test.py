@@ -118,7 +118,7 @@ def compile_step(config, run):
 
     def step(state, frozen, batch, align_weight, aux_weight):
         loss = dataclasses.replace(config.loss, align_weight=align_weight, aux_weight=aux_weight)
-        one = make_train_step(run.graph, run.optimizer, run.schedule, loss, seed=0)
+        one = make_train_step(run.graph, run.optimizer, run.schedule, loss, mesh=run.mesh, seed=0)
         return one(state, frozen, batch)
 
     return jax.jit(step)

@@ -1,6 +1,14 @@
 import pytest
 
-from moemoe_jax.data.hide import answer_words, forms, hide_answers, hide_words, is_hidden, tells
+from moemoe_jax.data.hide import (
+    answer_words,
+    folded_words,
+    forms,
+    hide_answers,
+    hide_words,
+    is_hidden,
+    tells,
+)
 from moemoe_jax.data.records import Question, Record
 
 
@@ -89,7 +97,7 @@ def test_nothing_to_hide_changes_nothing():
     ],
 )
 def test_what_a_text_tells(text, value, told):
-    assert tells(text, value) == told
+    assert tells(folded_words(text), value) == told
 
 
 def test_the_share_of_hidden_ids():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.interop import hf_config
 from moemoe_jax.interop.text_config import text_model
 from moemoe_jax.interop.vision_config import Normalisation, normalisation, vision_config
 from moemoe_jax.interop.weights import open_weights, write_weights
+from moemoe_jax.nn.swinv2 import SwinV2Config
 
 T5 = {"model_type": "t5", "vocab_size": 8, "d_model": 4, "num_layers": 2}
 SWITCH = {"model_type": "switch_transformers", "num_layers": 4, "num_sparse_encoder_layers": 2}
@@ -112,6 +114,12 @@ def test_a_swinv2_of_any_size(tmp_path):
 def test_a_vision_setting_that_is_not_implemented_is_named(tmp_path, change, message):
     with pytest.raises(UserError, match=f"weights/config.json.*{message}"):
         vision_config(folder(tmp_path, SWIN | change))
+
+
+def test_an_image_model_that_transformers_has_no_class_for_is_not_described():
+    assert hf_config.vision_config(SwinV2Config())["model_type"] == "swinv2"
+    with pytest.raises(hf_config.NoClassError, match="absolute_positions, and Swinv2Model has"):
+        hf_config.vision_config(SwinV2Config(absolute_positions=True))
 
 
 GOOD = {

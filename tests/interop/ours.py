@@ -5,13 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.inference import decoding
-from tests.models.tiny import QUICK
 
 
-def jitted(function, model, *arrays, options=QUICK):
+def jitted(function, model, *arrays):
     """`function(model, *arrays)` in one compiled program."""
     graph, state = nnx.split(model)
-    run = jax.jit(lambda s, *a: function(nnx.merge(graph, s), *a), compiler_options=options)
+    run = jax.jit(lambda s, *a: function(nnx.merge(graph, s), *a))
     return run(state, *arrays)
 
 
@@ -33,4 +32,4 @@ def value_and_gradients(function, model, *arrays, has_aux=False):
     """What `function(model, *arrays)` gives, and its gradients as a state, in one program."""
     graph, state = nnx.split(model)
     run = jax.value_and_grad(lambda s, *a: function(nnx.merge(graph, s), *a), has_aux=has_aux)
-    return jax.jit(run, compiler_options=QUICK)(state, *arrays)
+    return jax.jit(run)(state, *arrays)

@@ -14,7 +14,7 @@ from moemoe_jax.models.config import MoELayers, SourceSpec
 from moemoe_jax.models.fusion import FusionConfig
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.training.losses import LossConfig, objective
-from tests.models.tiny import MIXTURE, QUICK, WITH_IMAGE, batch, random_model
+from tests.models.tiny import MIXTURE, WITH_IMAGE, batch, random_model
 from tests.nn.torch_swinv2 import by_name
 
 # Mixtures in all three stacks, so tight that choices are dropped, and a loss with negatives: all
@@ -40,14 +40,14 @@ SHARED = (
 def forward(model, data):
     """The outputs of a batch, compiled."""
     graph, params = nnx.split(model)
-    return jax.jit(lambda params: nnx.merge(graph, params)(data), compiler_options=QUICK)(params)
+    return jax.jit(lambda params: nnx.merge(graph, params)(data))(params)
 
 
 def value_and_gradient(model):
     """`batch -> ((loss, metrics), gradient by name)`, compiled once a shape."""
     graph, params = nnx.split(model)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, data):
         def loss(params):
             tokens = jnp.sum((data["answer_ids"] != 0) & data["question_valid"][..., None])

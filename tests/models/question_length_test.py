@@ -10,7 +10,7 @@ import pytest
 from moemoe_jax.models.alignment import AlignmentConfig
 from moemoe_jax.models.config import MoEMoEConfig
 from moemoe_jax.models.fusion import FusionConfig
-from tests.models.tiny import DENSE, QUICK, batch, random_model
+from tests.models.tiny import DENSE, batch, random_model
 
 SHORT = 5
 
@@ -30,7 +30,7 @@ def test_padding_that_no_one_reads_can_be_cut(gate):
     cut = padded | {"question_ids": padded["question_ids"][:, :SHORT]}
     graph, state = nnx.split(model)
 
-    @jax.jit(compiler_options=QUICK)
+    @jax.jit
     def run(inputs):
         return nnx.merge(graph, state)(inputs)
 

@@ -30,10 +30,11 @@ def moe(params, x, valid, bias=0.0, **kwargs):
     """A mixture of relu experts, routed by x W + bias: ([T, D], dropped)."""
     routing = route(x @ params["router"] + bias, jnp.eye(E), K)
 
-    def experts(rows, dot):
+    def experts(rows, numbers, dot):
         return dot(jax.nn.relu(dot(rows, params["wi"])), params["wo"])
 
-    return mix(experts, x, routing, valid, **kwargs)
+    y, kept = mix(experts, x, routing, valid, **kwargs)
+    return y, dispatch.dropped(kept, valid)
 
 
 def slow_moe(params, x, valid, bias=0.0, kept=None):
@@ -189,26 +190,18 @@ def test_later_tokens_change_nothing_earlier(backend, capacity_factor):
 
 
 @pytest.mark.parametrize("backend", DISPATCHERS)
-def test_groups_change_nothing_without_a_capacity(backend):
+def test_a_row_is_numbered_by_its_token_and_expert(backend):
     params, x, _ = problem(12)
     valid = jnp.arange(12) != 5
-    one = value_and_grad(params, x, valid, backend=backend)
-    # 12 tokens into 8 groups: gcd(8, 12) = 4 groups of 3.
-    chex.assert_trees_all_close(
-        value_and_grad(params, x, valid, backend=backend, groups=8), one, atol=1e-5
-    )
+    routing = route(x @ params["router"], jnp.eye(E), K)
 
+    def experts(rows, numbers, dot):
+        return jnp.broadcast_to(numbers[..., None], rows.shape).astype(jnp.float32)
 
-def test_with_a_capacity_each_group_has_its_own_queues():
-    # ceil(1.0 * 2 * 4 / 8) = 1 slot per expert and group: expert 0 keeps one token of each four.
-    params, x, bias = problem(8, skew=50.0)
-    call = functools.partial(moe, params, x, jnp.ones(8, bool), bias, capacity_factor=1.0)
-    two_groups = call(groups=2)[0]
-    halves = [
-        moe(params, half, jnp.ones(4, bool), bias, capacity_factor=1.0)[0]
-        for half in (x[:4], x[4:])
-    ]
-    chex.assert_trees_all_close(two_groups, jnp.concatenate(halves), atol=1e-6)
+    y, _ = mix(experts, x, routing, valid, backend=backend)
+    numbers = jnp.arange(12)[:, None] * E + routing.experts
+    mean = jnp.sum(numbers * routing.weights, axis=1) * valid
+    chex.assert_trees_all_close(y, jnp.broadcast_to(mean[:, None], y.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [6, 128])

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 import transformers
 
-from moemoe_jax.nn.t5 import T5Config, T5Decoder, T5Encoder, lm_head, logits, token_embedding
+from moemoe_jax.nn.t5 import (
+    T5Config,
+    T5Decoder,
+    T5Encoder,
+    lm_head,
+    readout,
+    scores,
+    token_embedding,
+)
 
 TINY = T5Config(
     vocab_size=100,
@@ -45,7 +53,7 @@ class ToyT5(nnx.Module):
         return self.encoder(self.embed(ids), ids != 0, key)[0]
 
     def logits(self, hidden):
-        return logits(hidden, self.head or self.embed, self.scale)
+        return scores(*readout(hidden, self.head or self.embed, self.scale))
 
     def __call__(self, ids, decoder_ids, key=None):
         """Ids [B, K] and right-shifted answers [B, L] to logits [B, L, V]."""

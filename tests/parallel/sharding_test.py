@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from moemoe_jax.errors import UserError
 from moemoe_jax.nn.params import LOGICAL_AXES, ExpertParam, RouterParam, param
 from moemoe_jax.parallel import sharding
-from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+from moemoe_jax.parallel.axes import LOGICAL_RULES
+from moemoe_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 
 ones = nnx.initializers.ones
 
@@ -37,21 +39,22 @@ def state():
 
 
 def test_the_table_knows_every_logical_axis():
-    assert set(sharding.LOGICAL_RULES) == LOGICAL_AXES | {"batch"}
+    assert set(LOGICAL_RULES) == LOGICAL_AXES | {"batch"}
+    assert {axis for rule in LOGICAL_RULES.values() for axis in rule} == set(AXES)
 
 
 def test_parameters_get_the_sharding_that_the_table_says(mesh, state):
     places = sharding.param_shardings(state, mesh)
     expected = {
-        "embedding": PartitionSpec(None, "fsdp"),
+        "embedding": PartitionSpec("tensor", "fsdp"),
         "square": PartitionSpec("fsdp", None),  # an axis is used once
-        "experts": PartitionSpec("expert", "fsdp", None),
+        "experts": PartitionSpec("expert", "fsdp", "tensor"),
         "router": PartitionSpec("fsdp", None),
         "odd": PartitionSpec(None),
     }
     for name, spec in expected.items():
         assert places[name].get_value().spec == spec, name
-    assert places["blocks"][1].get_value().spec == PartitionSpec("fsdp", None)
+    assert places["blocks"][1].get_value().spec == PartitionSpec("fsdp", "tensor")
     placed = jax.device_put(state, places)
     shapes = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, placed)
     assert shapes["experts"].get_value() == (1, 2, 8)
@@ -68,6 +71,25 @@ def test_abstract_parameters_have_the_same_shardings(mesh, state):
 def test_a_dimension_that_does_not_divide_is_replicated_and_listed(mesh, state):
     lines = sharding.indivisible(state, mesh)
     assert lines == ["odd: dimension 0 (embed, 5) is replicated: fsdp=2 does not divide it"]
+
+
+def test_experts_that_the_mesh_does_not_divide_are_an_error(state):
+    sharding.check_experts(state, make_mesh(MeshConfig(expert=2)))
+    with pytest.raises(UserError, match=r"mesh.expert 4 does not divide the 2 experts"):
+        sharding.check_experts(state, make_mesh(MeshConfig(expert=4)))
+
+
+def test_tensor_cuts_hidden_channels_and_the_vocabulary_and_shares_the_batch(state):
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    placed = jax.device_put(state, sharding.param_shardings(state, mesh))
+    shapes = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, placed)
+    assert shapes["blocks"][0].get_value() == (4, 4)
+    assert shapes["experts"].get_value() == (2, 4, 4)
+    assert shapes["embedding"].get_value() == (3, 4)
+    rows = sharding.place_batch(np.arange(4), mesh)
+    assert [shard.data.tolist() for shard in rows.addressable_shards] == [
+        [row] for row in (0, 0, 1, 1, 2, 2, 3, 3)
+    ]
 
 
 def test_a_leaf_without_logical_axes_is_an_error(mesh):
@@ -97,7 +119,7 @@ def test_optimizer_state_lies_where_its_parameter_lies(mesh, state, name):
         is_moment = any(part in str(path) for part in ("mu", "nu", "trace"))
         if is_moment and "experts" in str(path):
             found += 1
-            assert leaf.sharding.spec == PartitionSpec("expert", "fsdp", None)
+            assert leaf.sharding.spec == PartitionSpec("expert", "fsdp", "tensor")
         if "count" in str(path):
             assert leaf.sharding.is_fully_replicated
     assert found == {"adam": 2, "masked": 2, "parted": 2, "sgd": 1, "adafactor": 0}[name]
@@ -155,7 +177,7 @@ def test_the_table_counts_bytes_per_device(mesh, state):
     lines = sharding.describe(state, mesh).splitlines()
     rows = {line.split()[0]: line for line in lines}
     assert rows["experts"].split()[-1] == "64"  # 1 * 2 * 8 float32
-    assert "(expert, fsdp, -)" in rows["experts"]
+    assert "(expert, fsdp, tensor)" in rows["experts"]
     # embedding 6*2, blocks 2 * 2*8, square 2*4, experts 1*2*8, router 2*3, odd 5: 79 floats
     assert rows["total"].split()[-1] == "316"
     assert rows["blocks/1"].split()[-1] == "64"

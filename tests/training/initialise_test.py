@@ -10,7 +10,7 @@ from moemoe_jax.errors import UserError
 from moemoe_jax.models.config import MoELayers
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.training.initialise import initialise_from
-from tests.models.tiny import DENSE, QUICK, batch, random_model
+from tests.models.tiny import DENSE, batch, random_model
 
 KEY = jax.random.key(0)
 
@@ -34,7 +34,7 @@ def with_(config, **changes):
 def logits(model):
     graph, params = nnx.split(model)
     data = batch(DENSE)
-    run = jax.jit(lambda params: nnx.merge(graph, params)(data).logits, compiler_options=QUICK)
+    run = jax.jit(lambda params: nnx.merge(graph, params)(data).logits)
     real = (data["answer_ids"] != 0) & data["question_valid"][..., None]
     return run(params)[real]
 

@@ -55,7 +55,7 @@ def test_a_run_starts_on_its_own_mesh_whatever_mesh_was_saved(saved_on_eight, mo
     workdir, expected = saved_on_eight
     pair = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: pair)
-    with pytest.raises(UserError, match="mesh data=1 fsdp=8 expert=1 needs 8 devices"):
+    with pytest.raises(UserError, match="mesh data=1 fsdp=8 expert=1 tensor=1 needs 8 devices"):
         load(workdir)
     vocabulary = Tokenizer.load(workdir.tokenizer).vocab_size
     config = from_config_dict(settings(data=1, fsdp=2), vocabulary)
@@ -63,7 +63,7 @@ def test_a_run_starts_on_its_own_mesh_whatever_mesh_was_saved(saved_on_eight, mo
     loaded = load(workdir, mesh=run.mesh)
     assert loaded.mesh is run.mesh
     table = loaded.params[0].decoder_embedding.table[...]
-    assert table.sharding.mesh.shape == {"data": 1, "fsdp": 2, "expert": 1}
+    assert table.sharding.mesh.shape == {"data": 1, "fsdp": 2, "expert": 1, "tensor": 1}
     assert table.addressable_shards[0].data.shape == (table.shape[0], 8)
 
     state, frozen = first_state(config, run, lambda line: None, workdir)

@@ -1,0 +1,173 @@
+"""A mixture of experts over many devices: rows travel to their experts and back.
+
+Every device lines up its own tokens and fills [E, C, D]; along the mesh axis `expert`, an
+all-to-all hands each device the slots of the experts that it holds, [E/n, n C, D], and another
+brings the outputs back. No device ever holds the tokens, or the experts, of all.
+
+The result is that of one device. The sizes that devices must agree on (a tier, a capacity) are
+settled by counts of all of them; a capacity drops the same choices, as each device knows how many
+stand before its own; and what is drawn at random for a row follows from its number.
+
+Shapes: as in `dispatch`; N devices that tokens are split over, n of them along `expert`.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+import jax
+from jax.lax import all_gather, all_to_all, axis_index, pmax, psum
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from moemoe_jax.errors import UserError
+from moemoe_jax.nn import dispatch
+from moemoe_jax.nn.routing import Routing, pick
+from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, shards, spec_for
+
+TOKENS = LOGICAL_RULES["batch"]
+(EXPERT,) = LOGICAL_RULES["expert"]
+
+Kernels = dict[str, jax.Array]
+
+
+def mix(
+    experts: Callable[[Kernels, jax.Array | None, jax.Array, jax.Array, dispatch.Dot], jax.Array],
+    kernels: Kernels,
+    axes: Mapping[str, tuple[str | None, ...]],
+    key: jax.Array | None,
+    x: jax.Array,
+    routing: Routing,
+    valid: jax.Array,
+    *,
+    capacity_factor: float | None = None,
+    backend: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """`dispatch.mix`, on the mesh in use.
+
+    Args:
+      experts: all f_i at once, (kernels, key, rows, numbers, dot) -> rows; the rest is as in
+        `dispatch.Experts`.
+      kernels: by name, [E, ...] each.
+      axes: by name, the logical axis of each dimension of a kernel.
+      key: for `experts`, or None.
+      x: float [T, D].
+      routing: of those tokens.
+      valid: bool [T]; padding takes no slot and comes back as zeros.
+      capacity_factor: slots per expert over the even load; None drops nothing.
+      backend: a name in `dispatch.DISPATCHERS`, or "auto".
+
+    Returns:
+      [T, D], and which choices were kept, bool [T, k].
+
+    Raises:
+      UserError: experts that the mesh's axis does not divide, or a back end that cannot send rows.
+    """
+    mesh = mesh_in_use()
+    if mesh is None or shards("batch", mesh) == 1:
+        local = functools.partial(experts, kernels, key)
+        return dispatch.mix(
+            local, x, routing, valid, capacity_factor=capacity_factor, backend=backend
+        )
+    (tokens, top_k), num_experts = routing.experts.shape, routing.probs.shape[-1]
+    parts = expert_shards(num_experts, mesh)
+    if backend == "ragged" and parts > 1:
+        raise UserError(
+            f"model.moe.dispatch is ragged, which sends no rows between devices, but mesh.expert "
+            f"is {parts}; set model.moe.dispatch=auto"
+        )
+    missing = -tokens % shards("batch", mesh)
+    arrays = (x, routing.experts, routing.weights, valid)
+    arrays = [jnp.pad(a, ((0, missing), *((0, 0),) * (a.ndim - 1))) for a in arrays]
+    size = arrays[0].shape[0] // shards("batch", mesh)
+    tiers = _tiers(size, tokens, top_k, num_experts, capacity_factor)
+    run = pick(dispatch.DISPATCHERS, dispatch.choose(backend, tiers, size), "dispatch back end")
+    places = {
+        name: _manual(spec_for(axes[name], kernel.shape, mesh)[0])
+        for name, kernel in kernels.items()
+    }
+
+    def on_device(kernels, key, x, chosen, weights, valid):
+        kernels = {name: _gathered(kernels[name], places[name]) for name in kernels}
+        queue = _line_up(chosen, valid, num_experts, capacity_factor, tokens)
+        f = functools.partial(experts, kernels, key)
+        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers)
+        return y, queue.kept
+
+    split = PartitionSpec(TOKENS)
+    y, kept = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(places, PartitionSpec(), split, split, split, split),
+        out_specs=split,
+        axis_names=_manual_axes(mesh),
+        check_vma=False,
+    )(kernels, key, *arrays)
+    return y[:tokens], kept[:tokens]
+
+
+def _tiers(
+    size: int, tokens: int, top_k: int, num_experts: int, capacity_factor: float | None
+) -> tuple[int, ...]:
+    """Slots per expert that a device may fill for its `size` of all the `tokens`."""
+    tiers = dispatch.capacity_tiers(size, top_k, num_experts)
+    if capacity_factor is None:
+        return tiers
+    # All that are kept may be of one device.
+    most = min(size, int(dispatch.capacity(capacity_factor, tokens, top_k, num_experts)))
+    return (*(tier for tier in tiers if tier < most), most)
+
+
+def _line_up(
+    chosen: jax.Array,
+    valid: jax.Array,
+    num_experts: int,
+    capacity_factor: float | None,
+    tokens: int,
+) -> dispatch.Queue:
+    """The queues of this device's tokens, within those of all `tokens`."""
+    queue = dispatch.enqueue(chosen, valid, num_experts)
+    here = axis_index(TOKENS)
+    if capacity_factor is not None:
+        loads = all_gather(queue.load, TOKENS)  # [N, E]
+        earlier = jnp.arange(loads.shape[0])[:, None] < here
+        limit = dispatch.capacity_of(
+            psum(jnp.sum(valid), TOKENS), capacity_factor, tokens, chosen.shape[1], num_experts
+        )
+        queue = queue.limited(limit, jnp.sum(jnp.where(earlier, loads, 0), axis=0))
+    # The branch of a tier holds an all-to-all, so that all devices must take the same.
+    return queue._replace(longest=pmax(queue.longest, TOKENS), first=here * chosen.shape[0])
+
+
+def _away(experts: dispatch.Experts) -> dispatch.Experts:
+    """Experts that are dealt out along the axis `expert`, for rows of all experts."""
+
+    def run(rows, numbers, dot):
+        rows, numbers = (_there(a) for a in (rows, numbers))
+        outputs = experts(rows, numbers, dot)
+        return all_to_all(outputs, EXPERT, split_axis=1, concat_axis=0, tiled=True)
+
+    return run
+
+
+def _there(slots: jax.Array) -> jax.Array:
+    """[E, C, ...] of the tokens here to [E/n, n C, ...] of the experts here."""
+    return all_to_all(slots, EXPERT, split_axis=0, concat_axis=1, tiled=True)
+
+
+def _gathered(kernel: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """A kernel whole, but for its experts; its gradient is scattered again."""
+    for dim, axis in enumerate(spec):
+        if axis not in (None, EXPERT):
+            kernel = all_gather(kernel, axis, axis=dim, tiled=True)
+    return kernel
+
+
+def _manual(spec: PartitionSpec) -> PartitionSpec:
+    """A spec without the axes that are left to the compiler."""
+    return PartitionSpec(*(axis if axis in TOKENS else None for axis in spec))
+
+
+def _manual_axes(mesh: AbstractMesh) -> set[Any]:
+    """Those that tokens are split over. `tensor`, where it cuts anything, is the compiler's."""
+    return {axis for axis in mesh.axis_names if axis in TOKENS or mesh.shape[axis] == 1}

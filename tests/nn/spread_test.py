@@ -1,0 +1,164 @@
+import math
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from moemoe_jax.errors import UserError
+from moemoe_jax.nn import dispatch, spread
+from moemoe_jax.nn.dispatch import capacity_tiers, enqueue
+from moemoe_jax.nn.moe import MoEConfig, MoEFeedForward
+from moemoe_jax.nn.routing import route
+from moemoe_jax.parallel.axes import using
+from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+from moemoe_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+from tests.models.tiny import QUICK
+from tests.parallel.meshes import collectives
+
+D, F = 6, 12
+
+
+def layer(config: MoEConfig, dropout=0.0):
+    graph, params = nnx.split(
+        MoEFeedForward(config, D, F, "gated-gelu", dropout=dropout, rngs=nnx.Rngs(0))
+    )
+
+    def loss(params, x, valid):
+        y, stats = nnx.merge(graph, params)(x, valid, jax.random.key(7))
+        return jnp.sum(jnp.sin(y)) + stats.aux_loss + 0.1 * stats.z_loss, (y, stats)
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True), params
+
+
+def on_mesh(sizes, function, params, *arguments):
+    """What `function` gives on a mesh, and its program; parameters lie where the table says."""
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.sizes)])
+
+    def run(*arguments):
+        with using(mesh):
+            return function(*arguments)
+
+    placed = jax.device_put(params, param_shardings(params, mesh))
+    arguments = jax.device_put(arguments, replicated(mesh))
+    program = jax.jit(run, compiler_options=QUICK).lower(placed, *arguments).compile()
+    return jax.device_get(program(placed, *arguments)), program
+
+
+# What is random is on; 320 tokens, or 123, which are in no equal parts.
+@pytest.mark.parametrize(
+    ("sizes", "options", "length"),
+    [
+        (MeshConfig(data=2, expert=4), {"capacity_factor": 0.7, "noise": "jitter"}, 80),
+        (MeshConfig(data=2, expert=2, tensor=2), {"num_experts": 6, "noise": "learned"}, 41),
+    ],
+)
+def test_a_layer_on_many_devices_equals_one_in_value_and_gradient(sizes, options, length):
+    config = MoEConfig(**{"num_experts": 8, "router_std": 1.0} | options)
+    function, params = layer(config, dropout=0.3)
+    x = jax.random.normal(jax.random.key(1), (3 + (length == 80), length, D))
+    valid = jnp.arange(length) < length - 3 * jnp.arange(len(x))[:, None]
+    one, _ = on_mesh(MeshConfig(data=1), function, params, x, valid)
+    many, _ = on_mesh(sizes, function, params, x, valid)
+    chex.assert_trees_all_close(many, one, atol=2e-5, rtol=1e-5)
+    assert (one[0][1][1].dropped > 0.1) == (config.capacity_factor is not None)
+
+
+def test_devices_agree_on_a_tier_and_none_holds_what_is_of_all():
+    # 4 x 100 tokens in groups of 2 devices each: tiers of 64 and 100 slots for 4 experts.
+    tokens, experts, k = 400, 4, 2
+    assert capacity_tiers(100, k, experts) == (64, 100)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (tokens, D))
+    kernels = {"w": jax.random.normal(keys[1], (experts, D, D))}
+    # Row t wants experts t and t + 1; or, on the first device alone, 0 and 1.
+    turn = jnp.arange(tokens)
+    crowded = jnp.where(turn < 100, 0, turn % experts)
+    valid = turn != 7
+    mesh = make_mesh(MeshConfig(data=2, expert=2), jax.devices()[:4])
+
+    def loss(kernels, x, first):
+        wanted = jax.nn.one_hot(first, experts) * 2 + jax.nn.one_hot((first + 1) % experts, experts)
+        routing = route(9 * wanted, jnp.eye(experts), k)
+        y, kept = spread.mix(
+            lambda kernels, key, rows, numbers, dot: dot(rows, kernels["w"]),
+            kernels,
+            {"w": ("expert", "embed", None)},
+            None,
+            x,
+            routing,
+            valid,
+        )
+        return jnp.sum(jnp.sin(y)), kept
+
+    function = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+    kernel = {"w": NamedSharding(mesh, PartitionSpec("expert"))}
+
+    def on_mesh(*arguments):
+        with using(mesh):
+            return function(*arguments)
+
+    def placed(first):
+        return jax.device_put((kernels, x, first), (kernel, rows, rows))
+
+    many = jax.jit(on_mesh, out_shardings=((whole, rows), (kernel, rows)), compiler_options=QUICK)
+    program = many.lower(*placed(turn)).compile()
+    alone = jax.jit(function, compiler_options=QUICK)
+    for first, tier in ((turn % experts, 0), (crowded, 1)):
+        queues = [
+            enqueue(jnp.stack([rows, (rows + 1) % experts], axis=1), ok, experts)
+            for rows, ok in zip(first.reshape(4, -1), valid.reshape(4, -1), strict=True)
+        ]
+        assert [int(queue.longest > 64) for queue in queues] == [tier, 0, 0, 0]
+        found, wanted = program(*placed(first)), alone(kernels, x, first)
+        chex.assert_trees_all_close(jax.device_get(found), jax.device_get(wanted), atol=1e-4)
+    moved = [shape for kind, shape in collectives(program) if kind == "all-to-all"]
+    assert moved
+    # Slots of two experts, from one device or two; nothing more moves, and nothing is gathered.
+    sizes = {2 * slots * devices * D for slots in (64, 100) for devices in (1, 2)}
+    assert {math.prod(shape) for shape in moved} <= sizes
+    assert "all-gather" not in {kind for kind, _ in collectives(program)}
+
+
+def test_what_a_capacity_drops_is_what_one_device_drops():
+    # 12 tokens want expert 0, and ceil(0.5 * 12 / 2) = 3 of them find a place: the first.
+    x, valid = jnp.ones((12, D)), jnp.arange(12) != 1
+    routing = route(x, jnp.eye(D)[:, :2].at[:, 0].add(1.0), 1)
+
+    def run(x):
+        return spread.mix(
+            lambda kernels, key, rows, numbers, dot: rows,
+            {},
+            {},
+            None,
+            x,
+            routing,
+            valid,
+            capacity_factor=0.5,
+        )
+
+    mesh = make_mesh(MeshConfig(data=4), jax.devices()[:4])
+    with using(mesh):
+        y, kept = jax.jit(run, compiler_options=QUICK)(jax.device_put(x, replicated(mesh)))
+    np.testing.assert_array_equal(kept[:, 0], [1, 0, 1, 1] + [0] * 8)
+    np.testing.assert_array_equal(y[:, 0], kept[:, 0].astype(np.float32))
+    assert float(dispatch.dropped(kept, valid)) == pytest.approx(8 / 11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture layer"),
+        ({"dispatch": "ragged"}, "dispatch is ragged, which sends no rows .* set model.moe.disp"),
+    ],
+)
+def test_experts_that_cannot_be_dealt_out_are_refused_in_one_line(options, message):
+    function, params = layer(MoEConfig(**{"num_experts": 8} | options))
+    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    with using(mesh), pytest.raises(UserError, match=message) as error:
+        jax.eval_shape(function, params, jnp.ones((8, 3, D)), jnp.ones((8, 3), bool))
+    assert "\n" not in str(error.value)

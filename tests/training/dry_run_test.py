@@ -1,0 +1,77 @@
+import re
+
+import jax
+import pytest
+
+from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.errors import UserError
+from moemoe_jax.training.dry_run import dry_run
+from moemoe_jax.workdir import WorkDir
+from tests.launch import tiny
+
+
+def lines_of(tmp_path, phase="experts", **mesh):
+    config = tiny.get_config(phase)
+    config.data.source = "jsonl:there/is/none"
+    config.data.products_per_batch = 64
+    config.init.work_dir = ""
+    config.mesh.update(mesh)
+    lines = []
+    dry_run(config, WorkDir(tmp_path / "run"), lines.append)
+    return lines
+
+
+def held(lines):
+    rows = re.findall(r"^(\w.*?)  +([\d,]+)$", lines[-1], re.MULTILINE)
+    return {name: int(number.replace(",", "")) for name, number in rows}
+
+
+def test_a_pod_is_planned_here_with_nothing_read_made_or_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("no device is needed"))
+    lines = lines_of(tmp_path, data=8, fsdp=4, expert=2)
+    assert lines[0] == ("tokenizer: none yet; counted with data.tokenizer_vocab_size, 400 pieces")
+    assert lines[1] == "mesh: data=8 fsdp=4 expert=2 tensor=1, 64 devices"
+    rows = {line.split()[0]: line for line in lines[2].splitlines()}
+    # Two experts of 16 x 16 float32: one a device, a quarter of its rows.
+    wo = rows["decoder/stack/blocks/1/feed_forward/wo/kernel"]
+    assert re.search(r"\(2, 16, 16\) +\(expert, tensor, fsdp\) +256$", wo)
+    assert re.search(r"\(400, 16\) +\(tensor, fsdp\) +6,400$", rows["decoder_embedding/table"])
+    assert len(lines) == 4
+    split_too_far = "".join(lines_of(tmp_path, data=1, fsdp=32, expert=2))
+    why = "(embed, 16) is replicated: fsdp=32 does not divide it"
+    assert f"note: decoder_embedding/table: dimension 1 {why}" in split_too_far
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_total_is_of_what_is_trained_and_what_is_frozen(tmp_path):
+    spread, whole = (held(lines_of(tmp_path, data=2, expert=n)) for n in (2, 1))
+    # Experts (3 x 2 x 16 x 16) and the router (16 x 2) of one layer, in float32.
+    assert whole["trained parameters"] == 4 * (3 * 2 * 16 * 16 + 16 * 2)
+    assert spread["trained parameters"] == 4 * (3 * 16 * 16 + 16 * 2)
+    for copy in ("gradients, in a step", "moving average"):
+        assert spread[copy] == spread["trained parameters"]
+    assert spread["frozen parameters"] == whole["frozen parameters"] > 0
+    assert 0 < spread["optimizer state"] < whole["optimizer state"]
+    parts = [number for name, number in spread.items() if not name.startswith("total")]
+    assert spread["total, without activations"] == sum(parts)
+
+
+def test_the_vocabulary_is_that_of_the_tokenizer_that_there_is(tmp_path):
+    tokenizer = Tokenizer.train(["a red shirt of wool"], 400)
+    tokenizer.save(WorkDir(tmp_path / "run").tokenizer)
+    lines = lines_of(tmp_path, "dense")
+    assert "tokenizer" not in lines[0]
+    assert f"({tokenizer.vocab_size}, 16)" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"data": 4, "expert": 4}, "mesh.expert 4 does not divide the 2 experts"),
+        ({"data": 96}, "products_per_batch 64 does not divide among the 96 devices"),
+        ({"data": -1, "fsdp": 3}, "3 does not divide the 8 devices"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, mesh, message):
+    with pytest.raises(UserError, match=message):
+        lines_of(tmp_path, **mesh)
