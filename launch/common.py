@@ -1,6 +1,13 @@
 """What the entry points share: a first line at once, and one line for a user's mistake.
 
-Exit status: 0 the whole job is done; 2 a user's mistake (one line on stderr); 1 anything else.
+Exit status:
+    0    the whole job is done
+    1    anything that is not listed here
+    2    a user's mistake (one line on stderr)
+    70   a training made no progress for `train.stall_abort_seconds`
+    75   a training was asked to stop by SIGTERM, SIGINT or SIGUSR1, and has saved; the same command
+         goes on
+    130  a second SIGINT: a training left at once, what came after its last checkpoint is lost
 Of several processes one that fails takes the others along, which end with a status of their own.
 """
 
@@ -9,15 +16,15 @@ import functools
 import os
 import re
 import sys
-from types import TracebackType
+from typing import Any
 import warnings
 
 from absl import app, flags
 
 from launch import process
-from moemoe_jax.errors import UserError
+from moemoe_jax.errors import STOPPED, USER_ERROR, Stopped, UserError
 
-FAILED, USER_ERROR = 1, 2
+FAILED = 1
 _HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull", "--helpxml"}
 
 # Which process this is, once it is one of several.
@@ -58,6 +65,8 @@ def run(
         app.run(guarded, argv=argv, flags_parser=parser)
     except UserError as error:
         _fail(name, error)
+    except Stopped:
+        sys.exit(STOPPED)
     except OSError as error:
         if error.filename is None:
             _raise(name)
@@ -175,19 +184,18 @@ def _quiet() -> None:
     absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)
     # So does asyncio, in which Orbax writes, of each array that was still on its way.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.excepthook = _shown_unless_late
+    sys.unraisablehook = _shown_unless_late
     for name in ("jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!moemoe_jax)")
 
 
-def _shown_unless_late(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Shows an exception that nobody caught, but for those that follow from one told already.
+def _shown_unless_late(unraisable: Any) -> None:
+    """Shows an exception that Python could not raise, but for those that follow from one told.
 
     Once a write has failed, Orbax closes its event loop, and each array that is still on its way
     finds it closed, in a thread of TensorStore.
     """
+    error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+        sys.__unraisablehook__(unraisable)

@@ -5,9 +5,15 @@ r"""Answers records without gold answers.
         --attributes=color,"sleeve type"
 
 Each record's own questions and attributes are asked, and those of --attributes, of every record.
+
+Memory does not grow with the number of records. A job that was killed, or stopped by SIGTERM, goes
+on where it was when the same command is given again; what it had answered lies beside the output
+until that is complete. A changed input, model or settings are noticed and refused; of files in
+folders inside the input (images), names and sizes are looked at for that.
 """
 
 from collections.abc import Sequence
+import functools
 
 from absl import flags
 
@@ -22,50 +28,72 @@ flags.DEFINE_list(
     "Attributes to ask of every record; by default those that the model was trained on.",
 )
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
-flags.DEFINE_bool("overwrite", False, "Whether to replace an existing output.")
+flags.DEFINE_list(
+    "answer",
+    [],
+    "Settings of answering to change, such as beams=4,alternatives=3; by default the run's.",
+)
+flags.DEFINE_bool(
+    "overwrite", False, "Whether to start anew, and to replace an existing output at the end."
+)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Answers as the flags say."""
+def main(argv: Sequence[str]) -> int:
+    """Answers as the flags say; the status is 128 and the signal's number where one stopped it."""
     del argv
+    import dataclasses
     from pathlib import Path
 
-    from moemoe_jax.data.rejects import Rejects
-    from moemoe_jax.data.sources import open_source
     from moemoe_jax.errors import UserError
-    from moemoe_jax.evaluation.answers import write_answers
-    from moemoe_jax.inference import evaluate, loading
+    from moemoe_jax.inference import loading
+    from moemoe_jax.inference.predict import predict
     from moemoe_jax.workdir import WorkDir
 
     args = flags.FLAGS
     output = Path(args.output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"--output is {args.output}; end it in .jsonl or .parquet")
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} exists; choose another --output or add --overwrite")
     workdir = WorkDir.open(args.workdir)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
     _check_attributes(attributes, workdir)
     loaded = loading.load(workdir, args.checkpoint)
+    answer = _changed(loaded.config.answer, args.answer)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
-    rejects = Rejects(
-        output.with_name(output.name + ".rejects.jsonl"), loaded.config.data.max_reject_fraction
-    )
     calibration = loading.load_calibration(workdir, loaded.step)
-    answers = evaluate.answer_source(
+    stopped = predict(
         loaded,
-        open_source(args.input, None, rejects),
-        rejects,
+        workdir,
+        args.input,
+        output,
         name=f"{workdir.path.name}@{loaded.step}",
         ask=attributes,
         only=attributes if args.attributes else (),
         calibrator=calibration[0] if calibration else None,
-        title="answering",
+        overwrite=args.overwrite,
+        say=functools.partial(print, flush=True),
     )
-    count = write_answers(output, answers)
-    print(f"written: {count} answers to {output}")
-    if rejects.total:
-        print(f"rejects: {rejects.total}, listed in {rejects.path}")
+    return 128 + stopped if stopped else 0
+
+
+def _changed(answer, settings: Sequence[str]):
+    """The settings of answering with those of `--answer`, "name=value" each, in their place."""
+    import dataclasses
+
+    from moemoe_jax.config_tree import from_mapping
+    from moemoe_jax.errors import UserError
+
+    values = dataclasses.asdict(answer)
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals:
+            raise UserError(f"--answer has {setting!r}; write name=value, such as beams=4")
+        kind = type(values.get(name, ""))
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            raise UserError(f"--answer has {setting!r}; {text!r} is no {kind.__name__}") from None
+    return from_mapping(type(answer), values, "answer")
 
 
 def _check_attributes(attributes: Sequence[str], workdir) -> None:

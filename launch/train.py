@@ -6,6 +6,10 @@ r"""Trains a model, or goes on with a training that was stopped.
 
 Running the same command again resumes from the last checkpoint, bit for bit. With --dry_run it only
 prints where every parameter would lie on the mesh and what each device would hold.
+
+SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 has the training save after the step under way and exit with
+status 75; a second SIGINT ends it at once, with status 130. Where the time went, over all starts,
+is told at the end and kept in goodput.json.
 """
 
 from collections.abc import Sequence
@@ -15,8 +19,13 @@ from absl import flags
 from launch import common
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
+<<<<<<< HEAD
 common.define_processes()
 flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
+=======
+flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
+common.define_processes()
+>>>>>>> main
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,10 +39,17 @@ def main(argv: Sequence[str]) -> None:
 
         dry_run(flags.FLAGS.config, WorkDir(Path(flags.FLAGS.workdir).expanduser()))
         return
+<<<<<<< HEAD
+=======
+    from moemoe_jax.training.stopping import Stop
+    from moemoe_jax.training.timing import process_began
+
+    stop = Stop().listen()  # before the imports that take seconds
+>>>>>>> main
     common.join_processes()
     from moemoe_jax.training.loop import train
 
-    train(flags.FLAGS.config, flags.FLAGS.workdir)
+    train(flags.FLAGS.config, flags.FLAGS.workdir, stop=stop, began=process_began())
 
 
 if __name__ == "__main__":

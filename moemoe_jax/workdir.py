@@ -1,7 +1,7 @@
 """A work directory: all that a run leaves, and all that answering with its model needs.
 
     config.json   attributes.json   tokenizer/   checkpoints/   calibration.json
-    metrics.jsonl   tensorboard/   rejects.jsonl
+    metrics.jsonl   tensorboard/   goodput.json   rejects.jsonl
     eval/<split>/{metrics.json, answers.jsonl, report.html}
 
 An import leaves imported.txt as well, the table of what came from where.
@@ -11,6 +11,7 @@ Copy the folder, and it runs elsewhere.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,8 @@ OPERATIONAL = (
     "mesh.",
     "train.log_every",
     "train.samples",
+    "train.stall_seconds",
+    "train.stall_abort_seconds",
     "answer.",
 )
 
@@ -81,6 +84,11 @@ class WorkDir:
         """The list of records and images that could not be used."""
         return self.path / "rejects.jsonl"
 
+    @property
+    def goodput(self) -> Path:
+        """Where the time of the run went, over all of its starts."""
+        return self.path / "goodput.json"
+
     def evaluation(self, split: str) -> Path:
         """The folder of an evaluation's results."""
         return self.path / "eval" / split
@@ -134,6 +142,23 @@ class WorkDir:
         """
         if not self.config.exists():
             write_atomically(self.config, config_json)
+
+
+def fingerprint(config_json: str) -> str:
+    """A hash of the settings that decide what comes out of a run, which its checkpoints keep."""
+    # Whole numbers may come back from a file as whole or with a point.
+    settings = _settings(json.loads(config_json, parse_int=float))
+    kept = {path: value for path, value in settings if not path.startswith(OPERATIONAL)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each setting that is no group of settings, by its path."""
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from _settings(value, f"{path}.{key}" if path else key)
 
 
 def write_atomically(path: Path, text: str) -> None:

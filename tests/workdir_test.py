@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.workdir import OPERATIONAL, WorkDir, write_atomically
+from moemoe_jax.workdir import OPERATIONAL, WorkDir, fingerprint, write_atomically
 
 SETTINGS = {
     "train": {"seed": 0, "log_every": 20},
@@ -100,3 +100,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
     write_atomically(path, "new")
     assert path.read_text() == "new"
+
+
+def test_the_fingerprint_is_that_of_the_settings_that_matter():
+    base = {"train": {"steps": 3, "log_every": 1}, "mesh": {"data": 8}, "answer": {"beam": 2}}
+    same = {"mesh": {"data": 1}, "train": {"log_every": 9, "steps": 3.0}, "answer": {"beam": 1}}
+    other = {"mesh": {"data": 8}, "train": {"log_every": 1, "steps": 4}, "answer": {"beam": 2}}
+    hashes = [fingerprint(json.dumps(config)) for config in (base, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -10,13 +10,20 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from moemoe_jax.errors import UserError
 
 NO_ANSWER = "<none>"
 _ROUNDING = 1e-6  # what float32 may leave above 1
 _PARQUET_ROWS = 65536
+
+
+class Alternative(NamedTuple):
+    """Another answer to the same question, and how sure the model is of it, in [0, 1]."""
+
+    answer: str | None
+    confidence: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class ScoredAnswer:
         answer; None means that nothing is known, and the answer is left out of all metrics.
       evidence: where the gold can be seen: "image", "text", "both" or "none".
       product_type: the product's type.
+      alternatives: the next best answers, the best first; () where they were not asked for.
     """
 
     id: str
@@ -49,6 +57,7 @@ class ScoredAnswer:
     golds: tuple[str, ...] | None = None
     evidence: str | None = None
     product_type: str | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self):
         if isinstance(self.golds, str):  # its letters would become golds
@@ -80,6 +89,8 @@ class ScoredAnswer:
             line["evidence"] = self.evidence
         if self.product_type is not None:
             line["product_type"] = self.product_type
+        if self.alternatives:
+            line["alternatives"] = [alternative._asdict() for alternative in self.alternatives]
         return line
 
     @classmethod
@@ -96,6 +107,8 @@ class ScoredAnswer:
         golds = known.get("golds")
         known["golds"] = tuple(golds) if isinstance(golds, list) else golds
         known["source_weights"] = dict(known.get("source_weights") or {})
+        others = known.get("alternatives") or ()
+        known["alternatives"] = tuple(Alternative(**other) for other in others)
         return cls(**{"question": "", **known})
 
 
@@ -184,6 +197,8 @@ def _parquet_schema():
 
     kinds = {"confidence": pa.float64(), "calibrated": pa.float64()}
     kinds |= {"source_weights": pa.map_(pa.string(), pa.float64()), "golds": pa.list_(pa.string())}
+    alternative = pa.struct([("answer", pa.string()), ("confidence", pa.float64())])
+    kinds["alternatives"] = pa.list_(alternative)
     names = [field.name for field in dataclasses.fields(ScoredAnswer)]
     return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
 

@@ -3,18 +3,74 @@
 Shapes: P products, Q questions per product, L answer tokens, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from moemoe_jax.models.fusion import Fused
 from moemoe_jax.models.moemoe import MoEMoE
+from moemoe_jax.models.seq2seq import Seq2Seq
 
 END = 1  # </s> in every T5 vocabulary
 PAD = 0
 
+Advance = Callable[..., tuple[jax.Array, tuple]]
+
+
+def start_decoding(
+    model: MoEMoE | Seq2Seq,
+    fused: Fused,
+    question: jax.Array | None,
+    length: int,
+    beams: int = 1,
+) -> tuple[Advance, tuple]:
+    """Prepares to decode `beams` answers a question, which share the projected sources.
+
+    Args:
+      model: the model.
+      fused: from `model.fuse`.
+      question: float [P, Q, D] mean question vectors, or None without a question encoder.
+      length: L, the most tokens of an answer.
+      beams: N. The beams are further questions of their product: what they read is projected once
+        a product, and only a question's weights and mask, a number a token, are repeated.
+
+    Returns:
+      `advance(token, position, cache, alive)`, which takes int [P, Q * N] tokens and bool
+      [P, Q * N], the answers that go on (the others take no expert slot), to the next token's
+      scores, float32 [P, Q * N, V], and the cache; and the empty cache.
+    """
+    (rows, columns), memory, weights, memory_valid = model.read(fused)
+    if beams > 1:
+        columns *= beams
+        weights = None if weights is None else jnp.repeat(weights, beams, axis=1)
+        memory_valid = jnp.repeat(memory_valid, beams, axis=1)
+        question = None if question is None else jnp.repeat(question, beams, axis=1)
+    vectors = None if question is None else question.reshape(rows, columns, -1)
+
+    def advance(token, position, cache, alive):
+        embedded = model.embed_answer(token[..., None], None, first=False)
+        if model.start is not None:
+            started = model.embed_answer(token[..., None], question, first=True)
+            embedded = jnp.where(position == 0, started, embedded)
+        hidden, cache = model.decoder.step(
+            embedded.reshape(rows, columns, 1, -1),
+            position,
+            cache,
+            memory,
+            weights,
+            memory_valid,
+            question=vectors,
+            valid=alive.reshape(rows, columns, 1),
+        )
+        logits = model.logits(hidden.reshape(*token.shape, -1))
+        return logits.astype(jnp.float32), cache
+
+    return advance, model.decoder.init_cache(rows, columns, length)
+
 
 def greedy(
-    model: MoEMoE,
+    model: MoEMoE | Seq2Seq,
     fused: Fused,
     question: jax.Array | None,
     asked: jax.Array,
@@ -33,9 +89,8 @@ def greedy(
       ids, int32 [P, Q, L], </s> included and padding after it, and the log-probability of each of
       these tokens, float32 [P, Q, L], 0 at padding.
     """
-    rows, memory, weights, memory_valid = model.read(fused)
+    score_next, cache = start_decoding(model, fused, question, length)
     shape = asked.shape
-    vectors = None if question is None else question.reshape(*rows, -1)
 
     def unfinished(carry):
         position, _, done, *_ = carry
@@ -43,21 +98,7 @@ def greedy(
 
     def advance(carry):
         position, token, done, cache, ids, scores = carry
-        embedded = model.embed_answer(token[..., None], None, first=False)
-        if model.start is not None:
-            started = model.embed_answer(token[..., None], question, first=True)
-            embedded = jnp.where(position == 0, started, embedded)
-        hidden, cache = model.decoder.step(
-            embedded.reshape(*rows, 1, -1),
-            position,
-            cache,
-            memory,
-            weights,
-            memory_valid,
-            question=vectors,
-            valid=~done.reshape(*rows, 1),
-        )
-        logits = model.logits(hidden.reshape(*shape, -1)).astype(jnp.float32)
+        logits, cache = score_next(token, position, cache, ~done)
         best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         score = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
         token = jnp.where(done, PAD, best)
@@ -71,7 +112,7 @@ def greedy(
         jnp.zeros((), jnp.int32),
         jnp.full(shape, PAD, jnp.int32),
         ~asked,
-        model.decoder.init_cache(*rows, length),
+        cache,
         jnp.full((*shape, length), PAD, jnp.int32),
         jnp.zeros((*shape, length), jnp.float32),
     )
@@ -80,9 +121,10 @@ def greedy(
 
 
 def decoded(ids: jax.Array, asked: jax.Array) -> jax.Array:
-    """Which of `greedy`'s ids [P, Q, L] a question led to, up to and with </s>: bool [P, Q, L].
+    """Which of decoded ids [P, Q, L] a question led to, up to and with </s>: bool [P, Q, L].
 
-    That an id is not padding does not tell: a model may choose padding as any other token.
+    Of beams [P, Q, N, L], `asked` is [P, Q, 1]. That an id is not padding does not tell: a model
+    may choose padding as any other token.
     """
     ends = ids == END
     earlier = jnp.cumsum(ends, axis=-1) - ends

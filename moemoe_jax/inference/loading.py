@@ -19,7 +19,7 @@ from moemoe_jax.parallel.processes import connect
 from moemoe_jax.parallel.sharding import param_shardings
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.trainable import split_trainable
-from moemoe_jax.workdir import WorkDir, write_atomically
+from moemoe_jax.workdir import WorkDir, fingerprint, write_atomically
 
 CHECKPOINTS = ("best", "last")
 
@@ -77,6 +77,7 @@ def load(workdir: WorkDir, checkpoint: str = "best", mesh: Mesh | None = None) -
         workdir.checkpoints,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
+        config=fingerprint(workdir.config.read_text()),
         read_only=True,
     ) as checkpoints:
         if checkpoint == "best":

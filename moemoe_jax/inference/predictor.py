@@ -1,4 +1,7 @@
-"""Batches of products and questions to answers with confidence and source weights."""
+"""Batches of products and questions to answers with confidence and source weights.
+
+Shapes: P products, Q questions per product, S sources, N answers to a question, L answer tokens.
+"""
 
 from collections.abc import Iterable, Iterator
 import functools
@@ -11,11 +14,13 @@ import numpy as np
 from moemoe_jax.data.batching import Batch
 from moemoe_jax.data.pipeline import Meta
 from moemoe_jax.data.tokenizer import Tokenizer
-from moemoe_jax.evaluation.answers import ScoredAnswer, is_abstention
+from moemoe_jax.evaluation.answers import Alternative, ScoredAnswer, is_abstention, normalise
 from moemoe_jax.experiment import ExperimentConfig
+from moemoe_jax.inference.beam import best_answers
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.confidence import sequence_confidence
-from moemoe_jax.inference.decoding import END, decoded, greedy
+from moemoe_jax.inference.config import AnswerConfig
+from moemoe_jax.inference.decoding import END, decoded
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import place_batch, replicated
 
@@ -46,10 +51,9 @@ class Predictor:
         # Answers repeat: a catalogue has few distinct values.
         self._decode = functools.lru_cache(maxsize=65536)(lambda ids: tokenizer.decode(ids).strip())
         self._run = jax.jit(
-            functools.partial(
-                answer_batch, graph, mesh, config.data.answer_length, config.answer.confidence
-            )
+            functools.partial(answer_batch, graph, mesh, config.data.answer_length, config.answer)
         )
+
         # Of several processes each gets all answers, so that all judge them alike.
         self._everywhere = jax.jit(lambda results: results, out_shardings=replicated(mesh))
 
@@ -66,16 +70,28 @@ class Predictor:
         waiting = None
         for batch, meta in batches:
             # The device works on this batch while the host writes out the one before.
-            placed = place_batch(batch, self._mesh, products=len(meta))
-            results = self._run(params, placed)
-            started = self._everywhere((*results, placed["question_valid"])), meta
+            started = self.start(params, batch, len(meta)), meta
             if waiting is not None:
-                yield from self._collect(*waiting)
+                yield from self.collect(*waiting)
             waiting = started
         if waiting is not None:
-            yield from self._collect(*waiting)
+            yield from self.collect(*waiting)
 
-    def _collect(self, results: tuple[jax.Array, ...], meta: Meta) -> Iterator[ScoredAnswer]:
+    def start(
+        self, params: tuple[nnx.State, ...], batch: Batch, products: int | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Sends a batch to the device, and does not wait: `collect` does.
+
+        Args:
+          params: as in `__call__`.
+          batch: of which each process passes the rows of its own.
+          products: P, the rows of all processes; None: each passes all of them.
+        """
+        placed = place_batch(batch, self._mesh, products)
+        return self._everywhere((*self._run(params, placed), placed["question_valid"]))
+
+    def collect(self, results: tuple[jax.Array, ...], meta: Meta) -> Iterator[ScoredAnswer]:
+        """Yields the answers of a batch that was started, in order."""
         ids, confidence, weights, valid = map(np.asarray, results)
         asked = [
             (p, q, e)
@@ -83,19 +99,19 @@ class Predictor:
             for q, e in enumerate(examples)
             if valid[p, q]
         ]
-        raw = np.array([confidence[p, q] for p, q, _ in asked], np.float64).clip(0.0, 1.0)
+        confidence = confidence.astype(np.float64).clip(0.0, 1.0)
+        raw = np.array([confidence[p, q, 0] for p, q, _ in asked])
         attributes = [e.attribute or e.question for *_, e in asked]
         calibrated = None if self._calibration is None else self._calibration(raw, attributes)
         sources = [source.name for source in self._config.data.sources]
         for row, (p, q, example) in enumerate(asked):
-            text = self._decode(tuple(ids[p, q][ids[p, q] > END].tolist()))
-            nothing = is_abstention(text, self._config.data.no_answer_text)
+            said, *others = (self._text(answer) for answer in ids[p, q])
             shares = np.round(weights[p, q].astype(np.float64), 6).tolist()
             yield ScoredAnswer(
                 id=example.record_id,
                 attribute=attributes[row],
                 question=example.question,
-                answer=None if nothing else text,
+                answer=said,
                 confidence=float(raw[row]),
                 calibrated=None if calibrated is None else float(calibrated[row]),
                 source_weights=dict(zip(sources, shares, strict=True)),
@@ -103,29 +119,60 @@ class Predictor:
                 golds=example.answers,
                 evidence=example.evidence,
                 product_type=example.product_type,
+                alternatives=self._alternatives(said, others, confidence[p, q, 1:]),
             )
+
+    def _text(self, ids: np.ndarray) -> str | None:
+        """What token ids [L] say; None for "no answer"."""
+        text = self._decode(tuple(ids[ids > END].tolist()))
+        return None if is_abstention(text, self._config.data.no_answer_text) else text
+
+    def _alternatives(
+        self, said: str | None, others: list[str | None], confidence: np.ndarray
+    ) -> tuple[Alternative, ...]:
+        """The next best answers, each text once: different tokens may spell the same."""
+        different = {}
+        for text, sure in zip(others, confidence.tolist(), strict=True):
+            if _key(text) != _key(said):
+                different.setdefault(_key(text), Alternative(text, sure))
+        return tuple(different.values())[: self._config.answer.alternatives]
+
+
+def _key(text: str | None) -> str | None:
+    return None if text is None else normalise(text)
 
 
 def answer_batch(
     graph: nnx.GraphDef,
     mesh: Mesh,
     length: int,
-    confidence: str,
+    config: AnswerConfig,
     params: tuple[nnx.State, ...],
     batch: dict,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Encodes, fuses and decodes one batch: a pure function, to be jitted.
 
     Returns:
-      ids, int32 [P, Q, L]; confidence, float32 [P, Q]; and the mean weight of each source over the
-      tokens where it counts, float32 [P, Q, S].
+      ids, int32 [P, Q, N, L], and their confidence, float32 [P, Q, N], the best answer first and
+      with alternatives the other beams; and the mean weight of each source over the tokens where
+      it counts, float32 [P, Q, S].
     """
     model = nnx.merge(graph, *params)
     index, asked = batch["question_index"], batch["question_valid"]
     with using(mesh):
         question, sources, _ = model.encode(batch)
         fused = model.fuse(question, index, sources, model.present(batch))
-        vectors = model.question_vectors(question, index)
-        ids, log_probs = greedy(model, fused, vectors, asked, length)
-    scores = sequence_confidence(log_probs, decoded(ids, asked), confidence)
-    return ids, scores, fused.shares
+        found = best_answers(
+            model,
+            fused,
+            model.question_vectors(question, index),
+            asked,
+            length,
+            beams=config.beams,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+        )
+    kept = config.beams if config.alternatives else 1
+    ids, log_probs = found.ids[:, :, :kept], found.log_probs[:, :, :kept]
+    sure = sequence_confidence(log_probs, decoded(ids, asked[..., None]), config.confidence)
+    return ids, sure, fused.shares

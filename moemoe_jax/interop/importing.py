@@ -32,7 +32,7 @@ from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.trainable import split_trainable
-from moemoe_jax.workdir import WorkDir
+from moemoe_jax.workdir import WorkDir, fingerprint
 
 Say = Callable[[str], None]
 Parts = Sequence[tuple[Weights, TensorMap]]
@@ -175,8 +175,9 @@ def _import(
         tokenizer.save(WorkDir(part).tokenizer)
         WorkDir(part).write_attributes({})  # that the model is trained on: none yet
         (part / "imported.txt").write_text(_origin(folders) + table + "\n")
-        _save(settings, nnx.merge(graph, state), WorkDir(part))
-        WorkDir(part).claim(to_json(config))
+        document = to_json(config)
+        _save(settings, fingerprint(document), nnx.merge(graph, state), WorkDir(part))
+        WorkDir(part).claim(document)
     total = sum(array.size for array in jax.tree.leaves(state))
     say(f"written: {total:,} parameters to {workdir}")
 
@@ -186,11 +187,11 @@ def _origin(folders: Parts) -> str:
     return "".join(f"{folder}: {json.dumps(kind)}\n" for folder, kind in kinds)
 
 
-def _save(settings: ExperimentConfig, model: nnx.Module, workdir: WorkDir) -> None:
+def _save(settings: ExperimentConfig, config: str, model: nnx.Module, workdir: WorkDir) -> None:
     """Writes the parameters as a checkpoint of step 0, under the name by which they answer."""
     _, trained, frozen = split_trainable(model, settings.train.trainable)
     name = "ema" if settings.optimizer.ema_decay else "params"
     largest = max(array.nbytes for array in jax.tree.leaves((trained, frozen)))
     in_flight = largest + IN_FLIGHT
-    with Checkpoints(workdir.checkpoints, in_flight=in_flight) as checkpoints:
+    with Checkpoints(workdir.checkpoints, config=config, in_flight=in_flight) as checkpoints:
         checkpoints.save(0, {name: trained, "frozen": frozen})

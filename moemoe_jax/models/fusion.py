@@ -116,6 +116,15 @@ def repeat_image(tokens: jax.Array, length: int, repeat: str) -> Encoded:
     return Encoded(IMAGE_REPEATS[repeat](tokens, length), valid)
 
 
+def extend_text(encoded: Encoded, length: int) -> Encoded:
+    """Appends padding to texts [P, K', D] that were encoded at fewer than the K tokens."""
+    missing = length - encoded.tokens.shape[1]
+    if not missing:
+        return encoded
+    tokens = jnp.pad(encoded.tokens, ((0, 0), (0, missing), (0, 0)))
+    return Encoded(tokens, jnp.pad(encoded.valid, ((0, 0), (0, missing))))
+
+
 # --- the gate: one weight per question, source and token (eq 4) -----------------------------------
 
 

@@ -22,6 +22,7 @@ from moemoe_jax.models.fusion import (
     Encoded,
     Fused,
     counting_tokens,
+    extend_text,
     fusion_valid,
     gate_weights,
     literal,
@@ -103,7 +104,8 @@ class MoEMoE(nnx.Module):
         """Encodes the products' sources and stretches each to K tokens (eqs 1-3).
 
         Args:
-          sources: by name, int [P, K] token ids or uint8 [P, H, W, 3] pixels.
+          sources: by name, int [P, K] token ids or uint8 [P, H, W, 3] pixels. Texts may come with
+            fewer tokens: what encoding their padding would have given is then zero.
           key: a PRNG key in training, None for deterministic.
 
         Returns:
@@ -120,7 +122,7 @@ class MoEMoE(nnx.Module):
             text, found = self._encode_text(
                 name, self.context_encoder, table, sources[spec.name], source_key
             )
-            encoded.append(text)
+            encoded.append(extend_text(text, self.config.text_length))
             stats |= found
         return tuple(encoded), stats
 

@@ -83,7 +83,7 @@ def mix(
     tiers = _tiers(size, tokens, top_k, num_experts, capacity_factor)
     run = pick(dispatch.DISPATCHERS, dispatch.choose(backend, tiers, size), "dispatch back end")
     places = {
-        name: _manual(spec_for(axes[name], kernel.shape, mesh)[0])
+        name: _manual(spec_for(axes[name], kernel.shape, mesh)[0], mesh)
         for name, kernel in kernels.items()
     }
 
@@ -163,9 +163,10 @@ def _gathered(kernel: jax.Array, spec: PartitionSpec) -> jax.Array:
     return kernel
 
 
-def _manual(spec: PartitionSpec) -> PartitionSpec:
-    """A spec without the axes that are left to the compiler."""
-    return PartitionSpec(*(axis if axis in TOKENS else None for axis in spec))
+def _manual(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
+    """A spec without the axes that are left to the compiler, or cut nothing."""
+    cut = {axis for axis in TOKENS if mesh.shape[axis] > 1}
+    return PartitionSpec(*(axis if axis in cut else None for axis in spec))
 
 
 def _manual_axes(mesh: AbstractMesh) -> set[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.sharding import SingleDeviceSharding
 import numpy as np
 
 from moemoe_jax.errors import UserError
@@ -51,7 +52,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns `{"a/b": x}` into `{"a": {"b": x}}`; Python numbers become arrays.
+    """Turns `{"a/b": x}` into `{"a": {"b": x}}`.
 
     Raises:
       ValueError: when a name is both a leaf and a branch.
@@ -66,8 +67,35 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: {branch} is a leaf and a branch")
         if last in node:
             raise ValueError(f"{name} is a leaf and a branch")
-        node[last] = np.asarray(leaf) if isinstance(leaf, (bool, int, float)) else leaf
+        node[last] = leaf
     return tree
+
+
+def storable(name: str, leaf: Any) -> jax.Array | np.ndarray:
+    """Makes a number an array, and any array one of a dtype that JAX can read back.
+
+    Raises:
+      ValueError: for an integer that such a dtype does not hold.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    cast = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if np.issubdtype(array.dtype, np.integer) and (cast != array).any():
+        raise ValueError(f"{name}: {array} does not fit {cast.dtype}")
+    return cast
+
+
+def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of a leaf to restore; by default, on the first device."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        if jax.process_count() > 1:
+            raise ValueError("with several processes every leaf to restore needs a sharding")
+        sharding = SingleDeviceSharding(jax.devices()[0])
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return jax.ShapeDtypeStruct(np.shape(leaf), dtype, sharding=sharding)
 
 
 def compare(

@@ -1,26 +1,30 @@
 """Checkpoints: saved in the background, whole or not at all, restored onto any mesh.
 
 Orbax writes the arrays. Around it stand the rules that a person relies on: the last few and the
-best are kept, a tree that does not fit is refused leaf by leaf before anything is loaded, and a
-damaged directory is named. Random keys are not stored: they follow from the seed and the step.
+best are kept, each has a manifest that every bit of it is held against before it is used, a
+damaged one is named and the one before is used, a tree that does not fit is refused leaf by leaf
+before anything is loaded. Random keys are not stored: they follow from the seed and the step.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Mapping
 import math
 import os
-import re
 from typing import Any, NamedTuple
 
+from absl import logging
 from etils import epath
 import jax
-from jax.sharding import SingleDeviceSharding
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.training import checkpoint_trees as trees
+from moemoe_jax.training import damage, disk, manifest, together
+from moemoe_jax.training.checksums import checksums
+from moemoe_jax.training.manifest import Manifest
+from moemoe_jax.training.retention import LastAndBest
+from moemoe_jax.training.sealing import sealed_folder
+
+ROOM = 2**20  # bytes that a checkpoint may take beside its arrays
 
 
 class Restored(NamedTuple):
@@ -40,6 +44,8 @@ class Checkpoints:
       keep_best: how many of the best by `best_metric` are kept beside them.
       best_metric: name of the metric that ranks checkpoints; None keeps only the newest.
       best_mode: "max" or "min".
+      config: the hash of the run's settings: kept with each checkpoint, and one that was saved
+        with another is refused. None says nothing.
       read_only: for readers beside a running training: nothing is made, cleaned or deleted.
       in_flight: bytes of arrays that may be on their way to disk at a time, each of which takes
         that much memory once more; more than the largest array has. None is no limit.
@@ -56,6 +62,7 @@ class Checkpoints:
         keep_best: int = 1,
         best_metric: str | None = None,
         best_mode: str = "max",
+        config: str | None = None,
         read_only: bool = False,
         in_flight: int | None = None,
     ):
@@ -67,31 +74,26 @@ class Checkpoints:
         self.directory = path if "://" in str(path) else path.absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"no checkpoints at {self.directory}: train first, or check the path")
-        self._read_only, self._metric = read_only, best_metric
+        self._read_only, self._metric, self._config = read_only, best_metric, config
         self._sign = -1.0 if best_mode == "min" else 1.0
-        keep = [policies.LatestN(keep_last)]
-        if best_metric is not None:
-            keep.append(policies.BestN(get_metric_fn=self._score, n=keep_best))
+        self._saving: dict[int, Manifest] = {}  # what was saved here, without the files
+        self._verified: dict[int, Manifest] = {}  # whose files were compared with it
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=self._score,  # makes Orbax store the metric beside the checkpoint
+                preservation_policy=LastAndBest(keep_last, keep_best, self._score),
+                temporary_path_class=sealed_folder(self.directory, self._seal),
+                # What Orbax keeps beside the arrays may be damaged: it is not read unverified.
+                lightweight_initialize=True,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
             ),
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(
+                damage.ARRAYS: ocp.PyTreeCheckpointHandler(
                     save_concurrent_gb=None if in_flight is None else in_flight / 10**9
                 ),
-                "meta": ocp.JsonCheckpointHandler(),
             },
         )
-
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """Ranks a checkpoint, higher is better; one without the metric ranks below all."""
-        value = metrics.get(self._metric) if metrics else None
-        return -math.inf if value is None else self._sign * value
 
     def save(
         self,
@@ -102,10 +104,12 @@ class Checkpoints:
     ) -> bool:
         """Starts to save in the background; a step that is saved already is left as it is.
 
+        The checksums are taken before this returns: the arrays may be donated at once.
+
         Args:
           step: number of updates done.
           state: any tree of arrays (dicts, nnx.State, optax states).
-          meta: JSON values: the data iterator's state, the hash of the config...
+          meta: JSON values: the data iterator's state...
           metrics: of the last evaluation; also stored in the meta as `metrics`.
 
         Returns:
@@ -113,10 +117,12 @@ class Checkpoints:
 
         Raises:
           UserError: when a newer checkpoint exists, or on a read-only directory.
-          OSError: when this one cannot be written, or the one before could not be.
+          OSError: when this one cannot be written, has no room, or the one before could not be
+            written.
         """
         if self._read_only:
             raise UserError(f"{self.directory} was opened to read only: open it for training")
+        self.wait()
         step = int(step)
         if step in self.steps():
             return False
@@ -128,48 +134,81 @@ class Checkpoints:
         values = {name: float(value) for name, value in (metrics or {}).items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         document = {**(meta or {}), "step": step, "metrics": finite}
-        best = {self._metric: finite[self._metric]} if self._metric in finite else {}
-        with self._writing():
+        leaves = {name: trees.storable(name, leaf) for name, leaf in trees.flatten(state).items()}
+        disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
+        described = manifest.describe(leaves, checksums(leaves))
+        self._saving[step] = Manifest.of(step, self._config, document, described)
+        self._verified.pop(step, None)
+        with disk.told_as_os_errors(self.directory):
             self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(trees.nest(trees.flatten(state))),
-                    meta=ocp.args.JsonSave(document),
-                ),
-                metrics=best,
-                force=True,
+                step, args=_arrays(ocp.args.PyTreeSave(trees.nest(leaves))), force=True
             )
         return True
 
+    def _seal(self, folder: epath.Path, step: int) -> None:
+        """Writes the manifest of a save that is complete."""
+        manifest.seal(folder, self._saving[step])
+
     def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, growing."""
+        """The steps of the checkpoints, growing; which of them are whole, reading them tells."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The newest step, or None."""
-        return self.steps()[-1] if self.steps() else None
+        """The newest step that is whole, or None when there is none at all; see `restore_latest`.
+
+        Raises:
+          UserError: when there are some and all are damaged.
+        """
+        self.wait()
+        return self._first_whole(self.steps()[::-1], lambda step: self._verify(step).step)
 
     def best_step(self) -> int | None:
         """The step with the best metric (the newer one of equals); None when none has it."""
+        return next((step for step in self._ranked() if math.isfinite(self._score(step))), None)
+
+    def _ranked(self) -> list[int]:
+        """All steps, the best first; those without the metric come last, the newest first.
+
+        One whose manifest is damaged may be the best: it comes before all, so that it is named.
+        """
         self.wait()
-        scores = [(self._score(self._manager.metrics(step)), step) for step in self.steps()]
-        scores = [pair for pair in scores if pair[0] > -math.inf]
-        return max(scores)[1] if scores else None
+        scores = {step: self._score(step, damaged=math.inf) for step in self.steps()}
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+
+    def _score(self, step: int, damaged: float = -math.inf) -> float:
+        """Ranks a checkpoint, higher is better; one without the metric ranks below all."""
+        try:
+            saved = self._saving.get(step) or damage.read_manifest(self._place(step))
+        except damage.DamagedError:
+            return damaged
+        value = saved.meta["metrics"].get(self._metric)
+        return -math.inf if value is None else self._sign * value
 
     def restore_latest(self, abstract_state: Any, partial: bool = False) -> Restored | None:
-        """Restores the newest checkpoint, or returns None when there is none; see `restore`."""
-        step = self.latest_step()
-        return None if step is None else self.restore(step, abstract_state, partial)
+        """Restores the newest checkpoint that is whole, or returns None when there is none at all.
+
+        A newer one that is damaged is named in a warning and, unless this is read only, put aside
+        under another name (`12.damaged`), so that its step can be saved again.
+
+        Raises:
+          UserError: when there are some and all are damaged; see `restore` for more.
+        """
+        self.wait()
+        return self._first_whole(
+            self.steps()[::-1], lambda step: self.restore(step, abstract_state, partial)
+        )
 
     def restore_best(self, abstract_state: Any, partial: bool = False) -> Restored | None:
-        """Restores the best checkpoint by the metric, or the newest when none has the metric."""
-        step = self.best_step()
-        if step is None:
-            return self.restore_latest(abstract_state, partial)
-        return self.restore(step, abstract_state, partial)
+        """Restores the best checkpoint by the metric, or the newest when none has the metric.
+
+        Where the best is damaged the next best is used, as in `restore_latest`.
+        """
+        return self._first_whole(
+            self._ranked(), lambda step: self.restore(step, abstract_state, partial)
+        )
 
     def restore(self, step: int, abstract_state: Any, partial: bool = False) -> Restored:
-        """Restores one checkpoint onto the shardings of `abstract_state`.
+        """Restores one checkpoint onto the shardings of `abstract_state`, verified.
 
         Args:
           step: one of `steps()`.
@@ -179,70 +218,79 @@ class Checkpoints:
             reader that wants the parameters without the optimizer's state).
 
         Raises:
-          UserError: when there is no such step, the trees differ, or the checkpoint is damaged.
+          DamagedError: when it is not what was saved.
+          UserError: when there is no such step, the trees differ, or it was saved with other
+            settings.
         """
         self.wait()
-        place = self.directory / str(step)
-        if step not in self.steps():
-            raise UserError(f"no checkpoint of step {step} in {self.directory}: {self.steps()}")
-        wanted = {name: _abstract(leaf) for name, leaf in trees.flatten(abstract_state).items()}
-        trees.compare(wanted, self._stored(step), str(place), partial)
+        saved, place = self._verify(step), self._place(step)
+        wanted = {
+            name: trees.abstract(leaf) for name, leaf in trees.flatten(abstract_state).items()
+        }
+        trees.compare(wanted, saved.leaves, str(place), partial)
+        if None not in (saved.config, self._config) and saved.config != self._config:
+            raise UserError(
+                f"checkpoint {place} was saved with other settings than this run's: use the "
+                "config.json that it was saved with, or another work directory"
+            )
         nested = trees.nest(wanted)
         try:
             result = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(
+                args=_arrays(
+                    ocp.args.PyTreeRestore(
                         item=nested,
                         restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
                         partial_restore=partial,
-                    ),
-                    meta=ocp.args.JsonRestore(),
+                    )
                 ),
             )
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        leaves = trees.flatten(result["state"])
+        except (ValueError, OSError) as error:
+            raise damage.DamagedError(place, str(error)) from error
+        leaves = trees.flatten(result[damage.ARRAYS])
+        found = checksums(leaves)
+        wrong = [name for name in wanted if found[name] != saved.leaves[name].checksum]
+        if wrong:
+            raise damage.DamagedError(place, f"not read as saved: leaves {damage.shown(wrong)}")
         structure = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(structure, [leaves[name] for name in wanted])
-        return Restored(state, result["meta"], step)
+        return Restored(state, saved.meta, step)
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """Reads the meta of one checkpoint alone.
 
         Raises:
-          UserError: when it cannot be read.
+          DamagedError: when it is not what was saved.
         """
         self.wait()
-        try:
-            return self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"]
-        except Exception as error:
-            raise self._damaged(step, error) from error
+        return damage.read_manifest(self._place(step)).meta
 
-    def _stored(self, step: int) -> dict[str, Any]:
-        """Reads the shapes and dtypes of a checkpoint, without its arrays."""
-        try:
-            metadata = self._manager.metadata(step).item_metadata["state"]
-            if metadata is None:
-                raise FileNotFoundError("its state is missing")
-            return trees.flatten(metadata.tree)
-        except Exception as error:
-            raise self._damaged(step, error) from error
+    def _verify(self, step: int) -> Manifest:
+        """Compares the files of a checkpoint with its manifest, once, and returns that."""
+        if step not in self.steps():
+            raise UserError(f"no checkpoint of step {step} in {self.directory}: {self.steps()}")
+        if step not in self._verified:
+            self._verified[step] = damage.verify(self._place(step))
+        return self._verified[step]
 
-    def _damaged(self, step: int, error: Exception) -> UserError:
-        older = [other for other in self.steps() if other < step]
-        remedy = f"continue from step {older[-1]}" if older else "start anew"
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        return UserError(
-            f"checkpoint {self.directory / str(step)} is damaged ({cause}): "
-            f"delete that directory to {remedy}"
-        )
+    def _first_whole(self, steps: list[int], read: Callable[[int], Any]) -> Any:
+        """Reads the first of the steps that is whole; says which it is not, and puts them aside."""
+        whole = damage.first_whole(steps, read)
+        if whole is None:
+            return None
+        for place, cause in ((error.place, error.cause) for error in whole.damaged):
+            kept = "" if self._read_only else f"; it is kept as {damage.put_aside(place).name}"
+            if together.is_first():
+                logging.warning(
+                    "checkpoint %s is damaged (%s): step %d is used instead%s",
+                    place, cause, whole.step, kept,
+                )  # fmt: skip
+        if whole.damaged and not self._read_only:
+            self._manager.reload()
+        return whole.result
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the machine is about to be taken away; all processes agree on the step."""
-        return self._manager.reached_preemption(step)
+    def _place(self, step: int) -> epath.Path:
+        return self.directory / str(step)
 
     def wait(self) -> None:
         """Waits until what was started is on disk.
@@ -250,35 +298,13 @@ class Checkpoints:
         Raises:
           OSError: when it could not be written; names the directory.
         """
-        with self._writing():
+        with disk.told_as_os_errors(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, as `wait` does, and releases the threads."""
-        with self._writing():
+        with disk.told_as_os_errors(self.directory):
             self._manager.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Gives what stops a write, such as a full disk, as the system's error for the directory.
-
-        TensorStore writes in the background and tells of it later, as a ValueError whose text
-        holds the system's number; Python's own writes there may not know the file's name.
-        """
-        try:
-            yield
-        except OSError as error:
-            if error.filename is not None or error.errno is None:
-                raise
-            raise self._unwritten(error.errno) from error
-        except ValueError as error:
-            number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-            if number is None:
-                raise
-            raise self._unwritten(int(number[1])) from error
-
-    def _unwritten(self, number: int) -> OSError:
-        return OSError(number, os.strerror(number), str(self.directory))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -287,12 +313,5 @@ class Checkpoints:
         self.close()
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape, dtype and sharding of an array or ShapeDtypeStruct."""
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        if jax.process_count() > 1:
-            raise ValueError("with several processes every leaf to restore needs a sharding")
-        sharding = SingleDeviceSharding(jax.devices()[0])
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return jax.ShapeDtypeStruct(np.shape(leaf), dtype, sharding=sharding)
+def _arrays(args: ocp.args.CheckpointArgs) -> ocp.args.Composite:
+    return ocp.args.Composite(**{damage.ARRAYS: args})

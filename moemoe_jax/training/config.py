@@ -1,6 +1,7 @@
 """Settings of a training run."""
 
 import dataclasses
+import math
 
 # What an evaluation during training gives, and which end of it is the best.
 METRICS = {"accuracy": "max", "accuracy_micro": "max", "recall_at_90p": "max", "ece": "min"}
@@ -27,6 +28,11 @@ class TrainConfig:
       best_metric: of the evaluation, a name of `METRICS`.
       samples: predictions shown at each evaluation.
       max_skipped: steps in a row that may be skipped for a non-finite loss or gradient.
+      stall_seconds: without progress in a step, an evaluation, a save..., after which the stacks of
+        all threads are printed, and again each time so long has gone by; 0 for never. More than the
+        longest compilation takes.
+      stall_abort_seconds: without progress after which the process exits with status 70, for a
+        scheduler to start it again; 0 for never.
     """
 
     trainable: str = "all"
@@ -43,6 +49,8 @@ class TrainConfig:
     best_metric: str = "accuracy"
     samples: int = 4
     max_skipped: int = 10
+    stall_seconds: float = 600.0
+    stall_abort_seconds: float = 0.0
 
     def __post_init__(self):
         if self.trainable not in ("all", "experts", "backbone"):
@@ -59,6 +67,11 @@ class TrainConfig:
         for name in ("epochs", "steps", "eval_every", "eval_products", "save_every", "keep_best"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("stall_seconds", "stall_abort_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"train.{name} is {getattr(self, name)}; give seconds, or 0 for never"
+                )
         if not self.epochs and not self.steps:
             raise ValueError("train.epochs and train.steps are both 0; set one of them")
 

@@ -1,59 +1,97 @@
-"""The training loop: steps, log lines, evaluations, checkpoints, and resuming where it stopped."""
+"""The training loop: steps, log lines, evaluations, checkpoints, and stopping when asked to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
-import dataclasses
 import itertools
+from pathlib import Path
+import sys
+import time
 from typing import Any
 
 from flax import nnx
 import jax
 import ml_collections
-import numpy as np
 
-from moemoe_jax.data.pipeline import eval_batches
-from moemoe_jax.errors import UserError
-from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
-from moemoe_jax.evaluation.metrics import evaluate
+from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
-from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
-from moemoe_jax.parallel.sharding import local_rows, place_batch, replicated
+from moemoe_jax.parallel.sharding import place_batch, replicated
 from moemoe_jax.training.checkpoints import Checkpoints
-from moemoe_jax.training.config import METRICS
+from moemoe_jax.training.goodput import Goodput
 from moemoe_jax.training.logging import MetricsWriter, Progress
-from moemoe_jax.training.setup import Data, Run, first_state, open_data, plan, with_vocabulary
+from moemoe_jax.training.setup import Data, Run, Say, open_data, plan, with_vocabulary
+from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
 from moemoe_jax.training.step import TrainState, make_train_step
+from moemoe_jax.training.step_log import StepLog
+from moemoe_jax.training.stopping import Stop
 from moemoe_jax.training.timing import Ledger
 from moemoe_jax.training.trainable import parameter_table
-from moemoe_jax.workdir import WorkDir
+from moemoe_jax.training.validation import Validation
+from moemoe_jax.training.watchdog import Watchdog
+from moemoe_jax.workdir import WorkDir, fingerprint
 
-Say = Callable[[str], None]
 
-
-def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> dict[str, float]:
+def train(
+    mapping: ml_collections.ConfigDict,
+    path: str,
+    say: Say = print,
+    stop: Stop | None = None,
+    began: float | None = None,
+) -> dict[str, float]:
     """Trains until the last step, from where an earlier run with the same settings stopped.
 
     Args:
       mapping: the settings; see `experiment`.
       path: of the work directory.
       say: prints a line.
+      stop: tells when to stop before the last step; by default nobody does.
+      began: Unix time at which the job began, before this function was even imported.
 
     Returns:
       the metrics of the last evaluation (empty without a validation split).
 
     Raises:
       UserError: for settings, data or a work directory that do not fit.
+      Stopped: when it was asked to stop, and all is saved.
     """
-    workdir = WorkDir(_local(path))
+    began = time.time() if began is None else began
+    ledger = Ledger(before=max(0.0, time.time() - began))
+    with contextlib.ExitStack() as stack:
+        with ledger.measure("startup"):
+            trainer, state = _set_up(stack, mapping, path, ledger, say)
+            step, total = int(state.step), trainer.plan.total_steps
+            owed = trainer.owes_evaluation(step)
+            if step >= total and not owed:
+                say(f"train: all {total} steps are done")
+                return trainer.metrics
+            workdir = trainer.workdir
+            writer = stack.enter_context(MetricsWriter(workdir.path, resume_step=step or None))
+        goodput = Goodput(workdir.goodput, ledger, began, step, write=is_primary())
+        progress = Progress(total, step, log_every=trainer.config.train.log_every)
+        with goodput, progress:
+            trainer.run(state, owed, stop or Stop(), writer, goodput, progress)
+    return trainer.metrics
+
+
+def _set_up(
+    stack: contextlib.ExitStack,
+    mapping: ml_collections.ConfigDict,
+    path: str,
+    ledger: Ledger,
+    say: Say,
+) -> tuple["_Trainer", TrainState]:
+    """All that comes before the first step; what is to be closed goes on the stack."""
+    workdir = WorkDir(Path(path).expanduser())
     if workdir.config.exists():
         read_settings(workdir.config)  # names what an older version of the code left there
     mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
-    from_config_dict(mapping)  # refuses what is wrong before anything is written
+    settings = from_config_dict(mapping).train  # refuses what is wrong before anything is written
+    stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
     data = open_data(mapping, workdir, resuming, say)
+    stack.enter_context(contextlib.closing(data.train))
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
     connect(run.mesh)
@@ -63,74 +101,52 @@ def train(mapping: ml_collections.ConfigDict, path: str, say: Say = print) -> di
         keep_best=config.train.keep_best,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
+        config=fingerprint(document),
     )
-    with checkpoints, contextlib.closing(data.train):
-        start = workdir if resuming else None
-        state, frozen, metrics = _start(config, run, data, checkpoints, start, say)
-        if is_primary():
-            data.tokenizer.save(workdir.tokenizer)
-            workdir.write_attributes(data.train.attributes)
-            workdir.claim(document)
-        say(parameter_table(run.model, config.train.trainable))
-        with MetricsWriter(workdir.path, resume_step=int(state.step) or None) as writer:
-            trainer = _Trainer(config, run, data, checkpoints, writer, frozen, metrics)
-            return trainer.run(state)
+    stack.enter_context(_closing(checkpoints))
+    start = workdir if resuming else None
+    ledger.beat()
+    state, frozen = restore_or_initialise(config, run, data, checkpoints, start, say)
+    if is_primary():
+        data.tokenizer.save(workdir.tokenizer)
+        workdir.write_attributes(data.train.attributes)
+        workdir.claim(document)
+    say(parameter_table(run.model, config.train.trainable))
+    return _Trainer(config, run, data, workdir, checkpoints, frozen, ledger), state
 
 
-def _local(path: str):
-    from pathlib import Path
-
-    return Path(path).expanduser()
-
-
-def _start(
-    config: ExperimentConfig,
-    run: Run,
-    data: Data,
-    checkpoints: Checkpoints,
-    resuming: WorkDir | None,
-    say: Say,
-) -> tuple[TrainState, nnx.State, dict[str, float]]:
-    """The state to go on from, the frozen parameters and the metrics of the last evaluation."""
-    if resuming and checkpoints.latest_step() == 0:
-        # An imported model: parameters alone, which the training starts from.
-        return *first_state(config, run, say, resuming), {}
-    if resuming and checkpoints.latest_step() is not None:
-        state, frozen = run.abstract
-        restored = checkpoints.restore_latest(_tree(state, frozen))
-        data.train.set_state(restored.meta["data"])
-        say(f"resuming at step {restored.step} of {run.total_steps}")
-        fields = {k: v for k, v in restored.state.items() if k != "frozen"}
-        return (
-            dataclasses.replace(state, **fields),
-            restored.state["frozen"],
-            restored.meta["metrics"],
-        )
-    return *first_state(config, run, say), {}
-
-
-def _tree(state: TrainState, frozen: nnx.State) -> dict[str, Any]:
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return {k: v for k, v in fields.items() if v is not None} | {"frozen": frozen}
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Waits for what is being saved, also when the run has failed: that failure stays the cause."""
+    try:
+        yield
+    except BaseException as cause:
+        try:
+            checkpoints.close()
+        except Exception as error:
+            if str(error) != str(cause):
+                print(f"the save under way failed as well: {error}", file=sys.stderr, flush=True)
+        raise
+    checkpoints.close()
 
 
 class _Trainer:
-    """One run of the loop; what its parts share."""
+    """A run that is set up; what its parts share."""
 
     def __init__(
         self,
         config: ExperimentConfig,
         run: Run,
         data: Data,
+        workdir: WorkDir,
         checkpoints: Checkpoints,
-        writer: MetricsWriter,
         frozen: nnx.State,
-        metrics: dict[str, float],
+        ledger: Ledger,
     ):
-        self.config, self.plan, self.data = config, run, data
-        self.checkpoints, self.writer, self.frozen = checkpoints, writer, frozen
-        self.metrics = metrics
-        self.ledger = Ledger()
+        self.config, self.plan, self.data, self.workdir = config, run, data, workdir
+        self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
+        self.metrics: dict[str, float] = {}
+        self.every = config.train.eval_every or run.steps_per_epoch
         places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract[0])
         self.step = jax.jit(
             make_train_step(
@@ -146,58 +162,67 @@ class _Trainer:
             donate_argnums=0,
             out_shardings=(places, replicated(run.mesh)),
         )
-        self.predictor = Predictor(run.graph, config, data.tokenizer, run.mesh)
-        self.val = self._validation()
+        self.validation = None if data.val is None else Validation(config, run, data)
 
-    def _validation(self):
-        if self.data.val is None:
-            return None
-        return eval_batches(
-            self.data.val,
-            self.data.tokenizer,
-            dataclasses.replace(
-                self.config.data,
-                products_per_batch=self.config.answer.products_per_batch,
-                distinct_questions=0,
-            ),
-            rows=local_rows(self.plan.mesh, self.config.answer.products_per_batch),
-            rejects=self.data.rejects,
-        )
+    def _evaluates(self, step: int) -> bool:
+        return step > 0 and (step % self.every == 0 or step == self.plan.total_steps)
 
-    def run(self, state: TrainState) -> dict[str, float]:
-        """Takes the remaining steps."""
-        settings, total = self.config.train, self.plan.total_steps
-        every = settings.eval_every or self.plan.steps_per_epoch
-        first = int(state.step)
-        if first >= total:
-            print(f"train: all {total} steps are done", flush=True)
-            return self.metrics
-        with Progress(total, first, log_every=settings.log_every) as progress:
-            for number, batch in self._batches(first, total):
-                with self.ledger.measure("compile" if number == first + 1 else "step"):
-                    state, metrics = self.step(state, self.frozen, batch)
-                    if number == first + 1:
-                        jax.block_until_ready(metrics)
-                last = number == total
-                if number % settings.log_every == 0 or last:
-                    self._log(number, metrics, progress)
-                else:
-                    progress.update(number)
-                if number % every == 0 or last:
-                    self._evaluate(number, state, progress)
-                    self._save(number, state)
-                elif settings.save_every and number % settings.save_every == 0:
-                    self._save(number, state)
-            self.checkpoints.wait()
-            self._say_times(progress)
-        return self.metrics
+    def owes_evaluation(self, step: int) -> bool:
+        """Whether the step to go on from was saved without its evaluation."""
+        if self.validation is None or not self._evaluates(step):
+            return False
+        found = evaluation_at(self.workdir, step)
+        self.metrics = found or {}
+        return found is None
+
+    def run(
+        self,
+        state: TrainState,
+        owed: bool,
+        stop: Stop,
+        writer: MetricsWriter,
+        goodput: Goodput,
+        progress: Progress,
+    ) -> None:
+        """Takes the remaining steps, behind the evaluation that may be owed.
+
+        Raises:
+          Stopped: when `stop` says so, at the same step on all processes.
+        """
+        self.stop, self.writer, self.goodput, self.progress = stop, writer, goodput, progress
+        first, total = int(state.step), self.plan.total_steps
+        if stop.agreed() or (owed and not self._evaluate(first, state)):
+            self._leave(first)
+        log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
+        queued = None
+        for number, batch in self._batches(first, total):
+            with self.ledger.measure("compile" if number == first + 1 else "step"):
+                state, metrics = self.step(state, self.frozen, batch)
+                # One step runs and one is queued, no more: who asks to stop must not wait for many.
+                jax.block_until_ready(metrics if number == first + 1 else queued)
+            queued = metrics
+            stop.keep()
+            log(number, metrics, last=number == total)
+            goodput.update(number)
+            self._pause(number, state)
+        self._finish()
+
+    def _pause(self, number: int, state: TrainState) -> None:
+        """What comes between two steps: evaluation, checkpoint, and the end when asked for."""
+        evaluating, save_every = self._evaluates(number), self.config.train.save_every
+        done = evaluating and not self.stop.agreed() and self._evaluate(number, state)
+        stopping = self.stop.agreed()
+        if evaluating or stopping or (save_every and number % save_every == 0):
+            self._save(number, state, self.metrics if done else {})
+        if stopping and not (done and number == self.plan.total_steps):
+            self._leave(number)
 
     def _batches(self, first: int, total: int) -> Iterator[tuple[int, Any]]:
         """Numbered batches on the devices; one is put there while a step runs."""
-        placed = None
+        if first >= total:
+            return
+        placed = self._next()
         for number in itertools.count(first + 1):
-            if placed is None:
-                placed = self._next()
             yield number, placed
             if number == total:
                 return
@@ -208,98 +233,65 @@ class _Trainer:
             batch = next(self.data.train)
         return place_batch(batch, self.plan.mesh, self.config.data.products_per_batch)
 
-    def _log(self, number: int, metrics: dict[str, jax.Array], progress: Progress) -> None:
-        names = [source.name for source in self.config.data.sources]
-        with self.ledger.measure("step"):
-            values = flatten_metrics(jax.device_get(metrics), names)
-        done = self.config.train.log_every
-        examples = done * self.config.data.products_per_batch
-        times = self.ledger.interval(examples * self.config.data.questions_per_product)
-        values |= {
-            "speed/examples_per_second": times["examples_per_second"],
-            "speed/input_wait_share": times.get("input_wait_share", 0.0),
-            "epoch": number / self.plan.steps_per_epoch,
-        }
-        self.writer.write(number, values)
-        progress.update(number, values["loss/total"], values["speed/examples_per_second"])
-        if values["train/skipped_in_a_row"] >= self.config.train.max_skipped:
-            raise UserError(
-                f"the loss or a gradient was not finite for {values['train/skipped_in_a_row']:.0f} "
-                f"steps in a row, up to step {number}; lower optimizer.learning_rate, or set "
-                "optimizer.clip_norm; the last good checkpoint is kept"
-            )
+    def _evaluate(self, number: int, state: TrainState) -> bool:
+        """Evaluates, and shows what came out; False when a stop was asked for in the middle."""
+        if self.validation is None:
+            return True
 
-    def _evaluate(self, number: int, state: TrainState, progress: Progress) -> None:
-        if self.val is None:
-            return
+        def leave() -> bool:
+            self.ledger.beat()
+            return self.stop.agreed()
+
         params = state.params if state.ema is None else state.ema
         with self.ledger.measure("evaluation"):
-            answers = list(self._answers((params, self.frozen)))
-        found = evaluate(
-            answers, dataclasses.replace(self.config.evaluation, threshold_from="test")
-        )
-        self.metrics = {name: found[name] for name in METRICS if found[name] is not None}
-        self.writer.write(number, {f"val/{k}": v for k, v in self.metrics.items()})
+            answers = self.validation.answer((params, self.frozen), leave)
+            if answers is None:
+                self.progress.note(f"val at step {number}: left, to stop; it is done on resuming")
+                return False
+            self.metrics = self.validation.judge(answers)
+        values = {f"val/{k}": v for k, v in self.metrics.items()} | {"val/questions": len(answers)}
+        self.writer.write(number, values)
         shown = "  ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
-        progress.note(f"val at step {number}: {shown}  ({len(answers)} questions)")
-        samples = [self._sample(a) for a in _spread(answers, self.config.train.samples)]
+        self.progress.note(f"val at step {number}: {shown}  ({len(answers)} questions)")
+        samples = self.validation.samples(answers)
         for line in samples:
-            progress.note(f"  {line}")
+            self.progress.note(f"  {line}")
         self.writer.text(number, "val/samples", "\n".join(f"- {line}" for line in samples))
+        return True
 
-    def _answers(self, params) -> Iterator[ScoredAnswer]:
-        limit = self.config.train.eval_products
-        size = self.config.answer.products_per_batch
-        count = len(self.val) if not limit else max(1, -(-limit // size))
-        return self.predictor(params, itertools.islice(self.val, count))
-
-    def _sample(self, answer: ScoredAnswer) -> str:
-        verdict = "right" if is_correct(answer, self.config.data.no_answer_text) else "wrong"
-        gold = " | ".join(answer.golds or ()) or self.config.data.no_answer_text
-        weights = " ".join(f"{k} {v:.2f}" for k, v in answer.source_weights.items())
-        given = answer.answer or self.config.data.no_answer_text
-        return (
-            f"{verdict}: {answer.id} {answer.question!r} -> {given!r} "
-            f"(gold {gold!r}, confidence {answer.confidence:.2f}, {weights})"
-        )
-
-    def _save(self, number: int, state: TrainState) -> None:
+    def _save(self, number: int, state: TrainState, metrics: dict[str, float]) -> None:
+        """Saves; only the metrics of an evaluation of this very state go with it and rank it."""
         with self.ledger.measure("save"):
             self.checkpoints.save(
                 number,
-                _tree(state, self.frozen),
+                checkpoint_tree(state, self.frozen),
                 {"data": self.data.train.get_state() | {"step": number}},
-                self.metrics,
+                metrics,
             )
+        self.goodput.saved(number)
 
-    def _say_times(self, progress: Progress) -> None:
-        totals = self.ledger.totals()
-        shown = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in totals.items())
-        progress.note(f"time: {shown}")
-        notes = self.data.train.notes.counts()
-        for event, count in notes.items():
-            progress.note(f"note: {event}: {count}")
+    def _leave(self, number: int) -> None:
+        with self.ledger.measure("save"):
+            self.checkpoints.wait()
+        self.goodput.saved(number)
+        self._say_times()
+        saved = (
+            f"saved as {self.workdir.checkpoints / str(number)}" if number else "nothing to save"
+        )
+        self.progress.note(
+            f"train: stopped {self.stop.reason} after step {number} of {self.plan.total_steps}, "
+            f"{saved}; the same command goes on from there"
+        )
+        raise Stopped(f"stopped {self.stop.reason} after step {number}")
 
+    def _finish(self) -> None:
+        with self.ledger.measure("save"):
+            self.checkpoints.wait()
+        self.goodput.saved(self.plan.total_steps)
+        self._say_times()
+        for event, count in self.data.train.notes.counts().items():
+            self.progress.note(f"note: {event}: {count}")
 
-def _spread(items: list, count: int) -> list:
-    """`count` of the items at even distances."""
-    if not items or not count:
-        return []
-    return [items[i * len(items) // count] for i in range(min(count, len(items)))]
-
-
-def flatten_metrics(metrics: dict[str, np.ndarray], sources: list[str]) -> dict[str, float]:
-    """Scalars by name: a vector over sources gets their names, any other its positions.
-
-    Args:
-      metrics: of a step; scalars, [S] over the sources, or [E] over experts.
-      sources: the names of the S sources.
-    """
-    flat = {}
-    for name, value in metrics.items():
-        if np.ndim(value) == 0:
-            flat[name] = float(value)
-            continue
-        keys = range(len(value)) if name.startswith("moe/") else sources
-        flat |= {f"{name}/{key}": float(v) for key, v in zip(keys, value, strict=True)}
-    return flat
+    def _say_times(self) -> None:
+        for line in self.goodput.lines():
+            self.progress.note(line)

@@ -2,30 +2,56 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
+from pathlib import Path
 import time
+
+_IMPORTED = time.time()
 
 
 class Ledger:
-    """Sums seconds under names such as compile, input_wait, step, evaluation and save.
+    """Sums seconds under names such as startup, compile, input_wait, step, evaluation and save.
 
     Work on an accelerator is asynchronous: what is measured is the time for which the host waits,
     so the time of a step belongs to whoever blocks on its result.
+
+    Args:
+      before: seconds that had gone by already, and are counted as `startup`.
+      clock: of the seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, before: float = 0.0, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self._totals: dict[str, float] = {}
-        self._marked: dict[str, float] = {}
-        self._start = self._mark = clock()
+        self._totals: dict[str, float] = {"startup": before} if before else {}
+        self._marked = dict(self._totals)
+        self._mark = clock()
+        self._start = self._mark - before
+        self._phase, self._beats = "other", 0
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Adds the time spent inside the `with` block to `name`, also when it raises."""
-        start = self._clock()
+        start, around = self._clock(), self._phase
+        self._phase = name
+        self.beat()
         try:
             yield
         finally:
             self.add(name, self._clock() - start)
+            self._phase = around
+            self.beat()
+
+    def beat(self) -> None:
+        """Says that something was done: the run is not stuck."""
+        self._beats += 1
+
+    @property
+    def activity(self) -> tuple[str, int]:
+        """The name that is measured now ("other" for none), and a count that grows with progress.
+
+        Another thread may read it.
+        """
+        return self._phase, self._beats
 
     def add(self, name: str, seconds: float) -> None:
         """Adds `seconds` to `name`."""
@@ -54,3 +80,17 @@ class Ledger:
         shares = {f"{n}_share": t / seconds if seconds > 0 else 0.0 for n, t in spent.items()}
         rate = examples / training if training > 0 else 0.0
         return {"seconds": seconds, "examples_per_second": rate, **shares}
+
+
+def process_began() -> float:
+    """The Unix time at which this process was made, before Python ran.
+
+    Linux tells it, in hundredths of a second; elsewhere it is when this module was imported.
+    """
+    try:
+        # Behind the name in parentheses, which may hold blanks, starts field 3; field 22 is it.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    except (OSError, AttributeError, ValueError, IndexError):
+        return _IMPORTED

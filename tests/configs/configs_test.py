@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ablations, fashion, paper, table4, table5
+from configs import ablations, fashion, moemoe_base, moemoe_scale, paper, table4, table5
 from moemoe_jax.data.examples import corpus
 from moemoe_jax.data.formats.fashion import ATTRIBUTES
 from moemoe_jax.data.sources import open_source
@@ -96,6 +96,11 @@ def shrink(config, source, tokenizer):
     data.distinct_questions = 8
     config.optimizer.warmup_steps = 0
     config.init.work_dir = ""
+    config.mesh.fsdp = config.mesh.expert = 1
+    # What only large sizes ask for: equal toys compile once.
+    text.dtype = vision.dtype = "float32"
+    text.remat, vision.remat = "none", False
+    config.model.moe.num_experts = min(config.model.moe.num_experts, 4)
     return config
 
 
@@ -175,6 +180,35 @@ def test_the_paper_is_read_to_the_letter():
     assert (config.optimizer.step_epochs, config.optimizer.step_factor) == ((6, 9), 0.2)
     assert config.train.epochs == 10 and config.data.products_per_batch == 32
     assert (config.loss.align_weight, config.loss.aux_weight) == (1.0, 0.1)
+
+
+def test_the_base_model_is_the_paper_s_with_eight_experts():
+    config = from_config_dict(moemoe_base.get_config(), 32_000)
+    assert config.model.moe.num_experts == 8
+    assert config.optimizer == from_config_dict(paper.get_config()).optimizer
+    assert config.model.text.vocab_size == 32_128
+    experts = from_config_dict(moemoe_base.get_config("experts"))
+    assert (experts.train.trainable, experts.init.work_dir) == ("experts", "runs/qga")
+
+
+def test_the_scale_model_spreads_64_experts():
+    config = from_config_dict(moemoe_scale.get_config(), 32_000)
+    assert config.mesh.resolve(256) == (2, 8, 16, 1) and 64 % config.mesh.expert == 0
+    assert config.model.vision.width == config.model.text.d_model
+    for chip, remat in (("v5e", "full"), ("v5p", "dots")):
+        assert from_config_dict(moemoe_scale.get_config(chip)).model.text.remat == remat
+
+
+@pytest.mark.slow
+def test_the_large_models_have_the_sizes_that_their_files_say():
+    for file, experts, billions in (
+        (moemoe_base, 6 * 8 * 3 * 768 * 2048, 0.6),
+        (moemoe_scale, 12 * 64 * 3 * 1024 * 2816, 7.8),
+    ):
+        config = from_config_dict(file.get_config(), 32_000)
+        counts = count_parameters(abstract_model(config.model))
+        assert counts["experts"] == experts
+        assert round(sum(counts.values()) / 1e9, 1) == billions
 
 
 ALL, NONE = tuple(range(12)), ()

@@ -5,6 +5,7 @@ import pytest
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import (
+    Alternative,
     ScoredAnswer,
     is_abstention,
     is_correct,
@@ -26,6 +27,7 @@ FULL = ScoredAnswer(
     golds=("V-Neck", "V Neck"),
     evidence="image",
     product_type="Shirt",
+    alternatives=(Alternative("Crew", 0.25), Alternative(None, 0.125)),
 )
 NONE = dataclasses.replace(FULL, golds=())
 

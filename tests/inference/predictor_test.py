@@ -119,3 +119,20 @@ def test_to_say_nothing_is_to_abstain(answered):
     *_, answers = answered
     assert sum(answer.answer is None for answer in answers) == 3
     assert all(answer.answer is None or answer.answer[0] != " " for answer in answers)  # stripped
+
+
+def test_alternatives_say_each_text_once_the_likeliest_first():
+    graph, _ = nnx.split(random_model(MODEL))
+    answer = AnswerConfig(beams=5, alternatives=2)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    settings = dataclasses.replace(SETTINGS, answer=answer)
+    predictor = Predictor(graph, settings, Numbers(), mesh)
+    # Beams of one question: 5, 5 again (a padding token inside), nothing, 7, 8; </s> is 1.
+    ids = np.array([[[[5, 1, 0], [0, 5, 1], [1, 0, 0], [7, 1, 0], [8, 1, 0]]]])
+    confidence = np.array([[[0.5, 0.25, 0.125, 0.0625, 0.03125]]], np.float32)
+    weights = np.full((1, 1, 2), 0.5)
+    (said,) = predictor.collect((ids, confidence, weights), meta(np.ones((1, 1)), 0))
+    assert (said.answer, said.confidence) == ("5", 0.5)
+    assert said.alternatives == ((None, 0.125), ("7", 0.0625))
+    line = said.to_json()
+    assert line["alternatives"][1] == {"answer": "7", "confidence": 0.0625}

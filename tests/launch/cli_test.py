@@ -10,6 +10,7 @@ import pytest
 from tests.launch.cli import ROOT, TINY, environment, run
 
 MODULES = (
+    "compile_check",
     "evaluate",
     "export_hf",
     "import_hf",
@@ -104,6 +105,14 @@ def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
     assert not (workdir / "config.json").exists()
 
 
+def test_a_dry_run_prints_what_would_lie_where_and_leaves_nothing(tmp_path):
+    done = run("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "decoder_embedding/table" in done.stdout
+    assert "total, without activations" in done.stdout.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_must_be_given_is_asked_for_and_must_be_there(tmp_path):
     refused(run("train"), "--workdir is missing")
     refused(run("predict", "--workdir=x"), "is missing; add --")
@@ -184,6 +193,18 @@ def test_predict_replaces_no_file_unasked(trained, tmp_path):
     refused(run("predict", *given, f"--output={output}"), output, "exists", "--overwrite")
     assert output.read_text() == "mine"
     refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
+
+
+def test_predict_changes_settings_of_answering(trained, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    given = [f"--workdir={trained}", "--input=catalogue:products=1", f"--output={output}"]
+    refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
+    done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, output.read_text().splitlines())
+    assert line["source_weights"].keys() == {"image", "text"}
+    assert len(line.get("alternatives", [])) <= 1
+    assert "programs: 1 compiled" in done.stdout
 
 
 def test_summary_prints_a_line_an_evaluation(tmp_path):

@@ -129,7 +129,8 @@ def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial,
     assert sum(int(load) > size for size in capacity_tiers(128, K, E)[:-1]) == tier
     index = value_and_grad(params, x, valid, bias, backend="index")
     dense = value_and_grad(params, x, valid, bias, backend="dense")
-    chex.assert_trees_all_close(index, dense, atol=1e-5, rtol=1e-5)
+    # Gradients of the router are sums over 128 tokens and reach 20.
+    chex.assert_trees_all_close(index, dense, atol=3e-5, rtol=1e-5)
 
 
 def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass():

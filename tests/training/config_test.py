@@ -14,6 +14,7 @@ def test_which_end_of_a_metric_is_the_best(metric, mode):
         ({"best_metric": "f1"}, "'f1'; choose one of accuracy, accuracy_micro, recall_at_90p, ece"),
         ({"trainable": "decoder"}, "choose all, experts or backbone"),
         ({"log_every": 0}, "train.log_every is 0; it must be at least 1"),
+        ({"stall_seconds": -1.0}, "train.stall_seconds is -1.0; give seconds, or 0 for never"),
         ({"epochs": 0}, "train.epochs and train.steps are both 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.launch.cli import ROOT, TINY, command, environment, run
+from tests.training import damages
 
 STEPS = 12
 SETTINGS = (
@@ -56,8 +58,8 @@ def arrays(folder):
     return ocp.PyTreeCheckpointer().restore(place)
 
 
-def kill_between_checkpoints(folder, cache):
-    """Starts a training and kills it once it has a checkpoint and has gone on from there."""
+def signalled(folder, cache, number, ready):
+    """Starts a training and signals it at the first step for which `ready` is true."""
     job = subprocess.Popen(
         command("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS),
         cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE, text=True,
@@ -65,19 +67,38 @@ def kill_between_checkpoints(folder, cache):
     try:
         for line in job.stdout:
             step = re.match(r"train (\d+)/", line)
-            # Past step 6 and its checkpoint; the evaluation at step 8 is still to come.
-            if step and int(step[1]) > 6 and checkpoints(folder):
+            if step and ready(int(step[1])):
                 break
-            assert not step or int(step[1]) < STEPS, "it was over before it was killed"
+            assert not step or int(step[1]) < STEPS, "it was over before it was signalled"
+        job.send_signal(number)
+        rest = job.stdout.read()
     finally:
-        job.send_signal(signal.SIGKILL)
+        job.kill()
         job.wait()
-    return job.returncode
+    return job.returncode, rest
+
+
+def assert_same_end(folder, unbroken):
+    expected, found = arrays(unbroken), arrays(folder)
+    assert len(expected["params"]) > 0 and int(found["step"]) == STEPS
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal_dtypes(found, expected)
+    assert metrics(folder) == metrics(unbroken)
+    assert set(metrics(folder)) == set(range(1, STEPS + 1))
+    assert (folder / "config.json").read_text() == (unbroken / "config.json").read_text()
+
+
+def ends(folder):
+    return [row["end"] for row in json.loads((folder / "goodput.json").read_text())["starts"]]
 
 
 def test_a_killed_training_ends_bit_for_bit_as_an_unbroken_one(unbroken, cache, tmp_path):
     killed = tmp_path / "killed"
-    assert kill_between_checkpoints(killed, cache) == -signal.SIGKILL
+    # Past step 6 and its checkpoint; the evaluation at step 8 is still to come.
+    status, _ = signalled(
+        killed, cache, signal.SIGKILL, lambda step: step > 6 and checkpoints(killed)
+    )
+    assert status == -signal.SIGKILL
     reached = checkpoints(killed)
     assert reached and reached[-1] < STEPS
 
@@ -85,14 +106,30 @@ def test_a_killed_training_ends_bit_for_bit_as_an_unbroken_one(unbroken, cache, 
     assert done.returncode == 0, done.stderr
     resumed = int(re.search(rf"resuming at step (\d+) of {STEPS}", done.stdout)[1])
     assert reached[-1] <= resumed < STEPS  # a save that was under way may have become whole
+    assert_same_end(killed, unbroken)
+    assert ends(killed) == ["", "done"]
+    assert "lost to restarts" in done.stdout
 
-    expected, found = arrays(unbroken), arrays(killed)
-    assert len(expected["params"]) > 0 and int(found["step"]) == STEPS
-    chex.assert_trees_all_equal(found, expected)
-    chex.assert_trees_all_equal_dtypes(found, expected)
-    assert metrics(killed) == metrics(unbroken)
-    assert set(metrics(killed)) == set(range(1, STEPS + 1))
-    assert (killed / "config.json").read_text() == (unbroken / "config.json").read_text()
+
+def test_a_training_that_is_asked_to_stop_saves_and_ends_as_an_unbroken_one(
+    unbroken, cache, tmp_path
+):
+    stopped = tmp_path / "stopped"
+    # At step 8 it evaluates, which is left for this, and made up for by the next start.
+    status, said = signalled(stopped, cache, signal.SIGUSR1, lambda step: step == 8)
+    assert status == 75
+    (line,) = [one for one in said.splitlines() if one.startswith("train: ")]
+    step = checkpoints(stopped)[-1]
+    assert step in (8, 9)  # the one under way, or the next
+    assert line == (
+        f"train: stopped by SIGUSR1 after step {step} of {STEPS}, saved as "
+        f"{stopped / 'checkpoints' / str(step)}; the same command goes on from there"
+    )
+    done = run("train", f"--config={TINY}", f"--workdir={stopped}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {step} of {STEPS}" in done.stdout
+    assert_same_end(stopped, unbroken)
+    assert ends(stopped) == ["stopped", "done"]
 
 
 def test_a_finished_training_is_left_as_it_is(unbroken, cache):
@@ -104,6 +141,21 @@ def test_a_finished_training_is_left_as_it_is(unbroken, cache):
     assert before == after
 
 
+def test_a_training_goes_on_from_before_a_damaged_checkpoint(unbroken, cache, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "damaged")
+    last = folder / "checkpoints" / str(STEPS)
+    damages.flip(damages.arrays(last), 8 * 1000)
+    done = run("train", f"--config={TINY}", f"--workdir={folder}", *SETTINGS, cache=cache)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "damaged" in line]
+    assert f"checkpoint {last} is damaged (state/" in line and "; leaves: " in line
+    before = STEPS - 2
+    assert line.endswith(f"): step {before} is used instead; it is kept as {STEPS}.damaged")
+    assert f"resuming at step {before} of {STEPS}" in done.stdout
+    chex.assert_trees_all_equal(arrays(folder), arrays(unbroken))
+    assert metrics(folder) == metrics(unbroken)
+
+
 def test_a_disk_that_is_full_ends_the_run_with_a_line_that_says_so(unbroken, cache, tmp_path):
     # Files of 100 KiB at most: what is written in the background, the arrays, is larger.
     place = tmp_path / "full"
@@ -112,11 +164,10 @@ def test_a_disk_that_is_full_ends_the_run_with_a_line_that_says_so(unbroken, cac
         ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments],
         cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    # Around it, threads that were still writing may say that they were cut off.
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("train: ")]
     assert done.returncode == 2
-    assert line.startswith(f"train: {place}/checkpoints: File too large"), done.stderr[-2000:]
-    assert line.endswith("make room there")
+    assert done.stderr == (
+        f"train: {place}/checkpoints: File too large; choose another path, or make room there\n"
+    )
     assert f"train {STEPS}/" not in done.stdout
     assert checkpoints(place) == []
     assert checkpoints(unbroken)[-1] == STEPS  # the same command where there is room

@@ -1,6 +1,11 @@
+import subprocess
+import sys
+import time
+
 import pytest
 
-from moemoe_jax.training.timing import Ledger
+from moemoe_jax.training.timing import Ledger, process_began
+from tests.launch.cli import ROOT
 
 
 class Clock:
@@ -12,7 +17,7 @@ class Clock:
 
 def test_shares_of_each_interval_by_hand():
     clock = Clock()
-    ledger = Ledger(clock)
+    ledger = Ledger(clock=clock)
     with ledger.measure("compile"):
         clock.now += 5.0
     with ledger.measure("input_wait"):
@@ -38,9 +43,42 @@ def test_shares_of_each_interval_by_hand():
 
 def test_an_empty_interval_is_all_zeros_and_an_error_is_still_timed():
     clock = Clock()
-    ledger = Ledger(clock)
+    ledger = Ledger(clock=clock)
     assert ledger.interval() == {"seconds": 0.0, "examples_per_second": 0.0}
     with pytest.raises(KeyError), ledger.measure("save"):
         clock.now += 3.0
         raise KeyError
     assert ledger.totals()["save"] == 3.0
+
+
+def test_what_went_before_is_start_up_and_no_part_of_an_interval():
+    clock = Clock()
+    ledger = Ledger(before=7.0, clock=clock)
+    with ledger.measure("startup"):
+        clock.now += 2.0
+    assert ledger.totals() == {"startup": 9.0, "elapsed": 9.0}
+    assert ledger.interval() == {"seconds": 2.0, "examples_per_second": 0.0, "startup_share": 1.0}
+
+
+def test_another_thread_sees_the_phase_and_that_it_moves():
+    ledger = Ledger()
+    before = ledger.activity
+    with ledger.measure("evaluation"):
+        inside = ledger.activity
+        ledger.beat()
+        assert ledger.activity != inside
+        with ledger.measure("save"):
+            assert ledger.activity[0] == "save"
+        assert ledger.activity[0] == "evaluation"
+    assert (before[0], inside[0], ledger.activity[0]) == ("other", "evaluation", "other")
+
+
+def test_a_process_knows_when_it_was_made():
+    code = "from moemoe_jax.training.timing import process_began; print(process_began())"
+    before = time.time()
+    text = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    # It is told in hundredths of a second, since a boot whose time is known as well.
+    assert before - 0.1 <= float(text) <= time.time() + 0.1
+    assert process_began() <= before + 0.1

@@ -1,0 +1,1 @@
+"""Measured side by side with PyTorch peers; each prints a table."""

@@ -1,0 +1,1 @@
+"""Ahead of time: the real programs, compiled for chips that this machine does not have."""

@@ -1,0 +1,296 @@
+"""Matrix products of a training step by formula: what the model needs, whatever the program does.
+
+Two operations a multiplication and addition; elementwise work and the optimizer are left out. A
+product with parameters costs as much again for the gradient of its input and as much for that of
+its parameters; a product of two activations, as much for each of the two. Only what is needed for
+the parameters that are trained is counted.
+
+Shapes: P products, Q questions, S sources, K source tokens, J question tokens, U distinct
+questions, L answer tokens, D width, I all heads' channels, F hidden width, E experts, V vocabulary.
+"""
+
+import dataclasses
+
+from moemoe_jax.data.batching import question_rows
+from moemoe_jax.experiment import ExperimentConfig
+from moemoe_jax.nn.dispatch import capacity, capacity_tiers
+from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.swinv2 import SwinV2Config
+from moemoe_jax.nn.t5_block import T5Config
+from moemoe_jax.nn.window_attention import BIAS_HIDDEN
+
+
+@dataclasses.dataclass
+class Part:
+    """Operations of a part of the model, in one step of the whole batch.
+
+    `again` is what rematerialisation repeats of the forward pass; it is part of nothing else.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    again: float = 0.0
+
+    def linear(self, flops: float, flows: bool, trained: bool, again: bool = False) -> None:
+        """Adds a product with parameters; `flows`: whether its input needs a gradient."""
+        self.pair(flops, flows, trained, again)
+
+    def pair(self, flops: float, left: bool, right: bool, again: bool = False) -> None:
+        """Adds a product of two arrays, of which `left` and `right` need a gradient."""
+        self.forward += flops
+        self.backward += flops * (left + right)
+        self.again += flops if again and (left or right) else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """Operations by part of the model."""
+
+    parts: dict[str, Part]
+
+    def totals(self) -> dict[str, float]:
+        """Sums over the parts: "model" (forward and backward), "again", and their "total"."""
+        model = sum(p.forward + p.backward for p in self.parts.values())
+        again = sum(p.again for p in self.parts.values())
+        return {"model": model, "again": again, "total": model + again}
+
+
+def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
+    """Counts one training step of the whole batch, on all devices together.
+
+    Args:
+      config: the settings.
+      shards: parts that a batch is split into; each has queues of its own to the experts.
+    """
+    model, data, trained = config.model, config.data, config.train.trainable
+    products, questions = data.products_per_batch, data.questions_per_product
+    rows = question_rows(data, products, data.distinct_questions or products * questions)
+    dense, experts = trained != "experts", trained != "backbone"
+    parts: dict[str, Part] = {}
+
+    def stack(name: str, **shape) -> bool:
+        layers = model.moe_layers.of(
+            name, model.text.num_decoder_layers if name == "decoder" else model.text.num_layers
+        )
+        part = parts.setdefault(name, Part())
+        _text_stack(part, model.text, model.moe, shards, layers, dense, experts, **shape)
+        return dense or bool(layers)
+
+    asked = False
+    if model.question_encoder:
+        asked = stack("question_encoder", rows=rows, length=data.question_tokens)
+    flows = False
+    for source in model.sources:
+        if source.kind == "text":
+            flows |= stack("context_encoder", rows=products, length=data.text_length)
+        else:
+            parts["image_encoder"] = _vision(model.vision, products, dense)
+            if model.vision.width != model.text.d_model:
+                size = model.vision.tokens * model.vision.width * model.text.d_model
+                parts["image_encoder"].linear(2.0 * products * size, dense, dense)
+            flows |= dense
+    parts["fusion"] = _fusion(config, rows, asked, flows, dense)
+    stack(
+        "decoder",
+        rows=products * questions,
+        length=data.answer_length,
+        memory=_Memory(
+            tokens=len(model.sources) * data.text_length,
+            products=products,
+            questions=questions,
+            literal=model.fusion.path == "literal",
+            sources=len(model.sources),
+            flows=flows,
+            weighed=asked,
+        ),
+    )
+    mixtures = bool(model.moe_layers.of("decoder", model.text.num_decoder_layers))
+    reached = dense or mixtures or flows or asked
+    head = parts["lm_head"] = Part()
+    tokens = products * questions * data.answer_length
+    head.linear(2.0 * tokens * model.text.d_model * model.text.vocab_size, reached, dense)
+    return Formula(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Memory:
+    """What cross-attention reads: `tokens` (S·K) a product.
+
+    `flows` and `weighed`: whether the sources, and their weights, need a gradient.
+    """
+
+    tokens: int
+    products: int
+    questions: int
+    literal: bool
+    sources: int
+    flows: bool
+    weighed: bool
+
+
+def _text_stack(
+    part: Part,
+    text: T5Config,
+    moe: MoEConfig,
+    shards: int,
+    moe_layers: tuple[int, ...],
+    dense: bool,
+    experts: bool,
+    *,
+    rows: int,
+    length: int,
+    memory: _Memory | None = None,
+) -> None:
+    """Adds all blocks of an encoder, or of a decoder where there is a memory."""
+    tokens, width = rows * length, text.d_model
+    inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
+    depth = depth or text.num_layers
+    full, pairs = text.remat == "full", text.remat != "none"
+    first = _first_with_gradient(text, moe_layers, depth) if not dense else -1
+    if memory and (memory.flows or memory.weighed):
+        first = -1
+    for layer in range(depth):
+        flows = dense or layer > first
+        part.linear(6.0 * tokens * width * inner, flows, dense, full)
+        scores = 2.0 * rows * length * length * inner
+        part.pair(scores, flows, flows, pairs)
+        part.pair(scores, flows, flows, pairs)
+        if dense:  # the gradient of the position bias
+            part.backward += 2.0 * rows * text.num_heads * length * length
+        part.linear(2.0 * tokens * width * inner, flows, dense, full)
+        if memory:
+            _cross_attention(part, text, memory, tokens, flows, dense)
+        if layer in moe_layers:
+            _mixture(part, text, moe, shards, tokens, rows, flows, experts)
+        else:
+            size = 2.0 * tokens * width * text.d_ff
+            inputs = 2 if text.activation == "gated-gelu" else 1
+            part.linear(inputs * size, flows, dense, full)
+            part.linear(size, flows, dense)
+
+
+def _first_with_gradient(text: T5Config, moe_layers: tuple[int, ...], depth: int) -> int:
+    """The layer after which the running value needs a gradient, with experts alone trained.
+
+    A scan has one body: its running value needs one in every layer, or in none.
+    """
+    if not moe_layers:
+        return depth
+    return -1 if text.scan_layers else moe_layers[0]
+
+
+def _cross_attention(
+    part: Part, text: T5Config, memory: _Memory, tokens: int, flows: bool, dense: bool
+) -> None:
+    width, inner = text.d_model, text.num_heads * text.d_kv
+    full, pairs = text.remat == "full", text.remat != "none"
+    read = memory.tokens // memory.sources if memory.literal else memory.tokens
+    stored = read * memory.products * (memory.questions if memory.literal else 1)
+    part.linear(2.0 * tokens * width * inner, flows, dense, full)
+    part.linear(4.0 * stored * width * inner, memory.flows, dense)
+    given = memory.flows or dense
+    part.pair(2.0 * tokens * read * inner, flows, given, pairs)
+    part.pair(2.0 * tokens * read * inner, flows or given, given, pairs)
+    part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
+
+
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int) -> int:
+    """Rows that the experts compute together: the usual queues, with their empty slots."""
+    size = -(-tokens // shards)
+    if moe.dispatch == "ragged":
+        return tokens * moe.top_k
+    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
+    if moe.capacity_factor is not None:
+        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
+        slots = most if shards == 1 else min(slots, most)
+    if moe.dispatch == "dense":
+        slots = size
+    return shards * moe.num_experts * slots
+
+
+def _mixture(
+    part: Part,
+    text: T5Config,
+    moe: MoEConfig,
+    shards: int,
+    tokens: int,
+    rows: int,
+    flows: bool,
+    experts: bool,
+) -> None:
+    again = text.remat != "none"
+    routed = tokens if moe.routing_level == "token" else rows
+    maps = 2 if moe.noise == "learned" else 1
+    part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
+    size = 2.0 * mixture_rows(moe, tokens, shards) * text.d_model * text.d_ff
+    inputs = 2 if text.activation == "gated-gelu" else 1
+    part.linear(inputs * size, flows, experts, again)
+    part.linear(size, flows or experts, experts, again)
+
+
+def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:
+    """SwinV2: patches, blocks, merges. Nothing before it needs a gradient."""
+    part, remat = Part(), vision.remat
+    side = -(-vision.image_size // vision.patch_size)
+    patch = vision.patch_size**2 * vision.channels
+    part.linear(2.0 * images * side * side * patch * vision.embed_dim, False, trained)
+    for stage, depth in enumerate(vision.depths):
+        width = vision.stage_width(stage)
+        window, _ = vision.stage_window(stage)
+        padded = -(-side // window) * window
+        tokens, attended = images * side * side, images * padded * padded
+        for _ in range(depth):
+            part.linear(8.0 * attended * width * width, trained, trained, remat)
+            part.pair(4.0 * attended * window**2 * width, trained, trained, remat)
+            offsets = (2 * window - 1) ** 2
+            part.linear(4.0 * offsets * BIAS_HIDDEN, False, trained, remat)
+            heads = vision.heads[stage]
+            part.linear(2.0 * offsets * BIAS_HIDDEN * heads, trained, trained, remat)
+            hidden = 4.0 * tokens * width * int(vision.mlp_ratio * width)
+            part.linear(hidden, trained, trained, remat)
+        if stage < len(vision.depths) - 1:
+            side = -(-side // 2)
+            part.linear(16.0 * images * side * side * width * width, trained, trained)
+    return part
+
+
+def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool) -> Part:
+    """Gate, alignment, start token, and e itself on the literal path."""
+    model, data, part = config.model, config.data, Part()
+    products, questions = data.products_per_batch, data.questions_per_product
+    sources, width, length = len(model.sources), model.text.d_model, data.text_length
+    pairs = products * questions
+    gate = model.fusion.gate
+    if gate == "token":
+        part.linear(2.0 * rows * data.question_tokens * width * sources, asked, dense)
+    elif gate == "pooled":
+        part.linear(2.0 * rows * width * sources, asked, dense)
+    elif gate == "cross":
+        met = pairs * sources * length * data.question_tokens
+        part.pair(2.0 * met * width, asked, flows)
+        part.linear(2.0 * pairs * data.question_tokens * width * sources, asked, dense)
+        part.pair(2.0 * met, asked or flows, asked or dense)
+    if model.fusion.path == "literal":
+        part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
+    if model.question_start:
+        part.linear(2.0 * pairs * width * width, asked, dense)
+    if model.question_encoder:
+        _alignment(part, config, rows, asked, flows, dense)
+    return part
+
+
+def _alignment(
+    part: Part, config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool
+) -> None:
+    model, data = config.model, config.data
+    products, width = data.products_per_batch, model.text.d_model
+    vector = width
+    if model.alignment.reduce == "token_linear":
+        vector = data.text_length  # questions are stretched to it
+        part.linear(2.0 * rows * vector * width, asked, dense)
+        for _ in model.sources:
+            part.linear(2.0 * products * vector * width, flows, dense)
+    for _ in model.sources:
+        part.pair(2.0 * products * rows * vector, asked or dense, flows or dense)
+        part.pair(2.0 * products * rows * vector, asked or dense, False)
+        part.pair(2.0 * products * rows * vector, flows or dense, False)

@@ -1,0 +1,98 @@
+"""The two programs of an experiment, lowered from its settings alone: no data, no arrays.
+
+Shapes: P products, Q questions a product, U distinct questions.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from moemoe_jax.data.batching import question_rows
+from moemoe_jax.data.config import DataConfig
+from moemoe_jax.errors import UserError
+from moemoe_jax.experiment import ExperimentConfig
+from moemoe_jax.inference.predictor import answer_batch
+from moemoe_jax.parallel.sharding import batch_sharding, replicated
+from moemoe_jax.training.setup import Run, plan
+from moemoe_jax.training.step import make_train_step
+
+# The schedule is a function of the step: how long an epoch is changes no program.
+_STEPS_PER_EPOCH = 10_000.0
+
+
+def vocabulary(mapping: Any) -> int:
+    """How many rows the token tables have, as the settings say it: no tokenizer is opened.
+
+    Raises:
+      UserError: where only the tokenizer would tell.
+    """
+    data = mapping["data"]
+    rows = data.get("vocab_rows")
+    if rows is None and data.get("tokenizer"):
+        raise UserError(
+            "the size of the vocabulary is only in the tokenizer that data.tokenizer names; "
+            "add --config.data.vocab_rows=N (32128 for a published T5)"
+        )
+    return rows or data["tokenizer_vocab_size"]
+
+
+def plan_on(config: ExperimentConfig, mesh: Mesh) -> Run:
+    """The run of an experiment on a mesh, with shapes and places in place of arrays."""
+    return plan(config, _STEPS_PER_EPOCH, mesh)
+
+
+def abstract_batch(config: DataConfig, products: int, mesh: Mesh) -> dict[str, Any]:
+    """A batch of P products as `data.batching.collate` makes it and `place_batch` places it."""
+    split, whole = batch_sharding(mesh), replicated(mesh)
+
+    def leaf(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        sharding = whole if shape[0] % mesh.size else split
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    questions = config.questions_per_product
+    rows = question_rows(config, products, config.distinct_questions or products * questions)
+    side = config.image_size
+    shapes = {
+        "image": (np.uint8, products, side, side, 3),
+        "text": (np.int32, products, config.text_length),
+    }
+    return {
+        "question_ids": leaf(np.int32, rows, config.question_tokens),
+        "question_index": leaf(np.int32, products, questions),
+        "question_valid": leaf(np.bool_, products, questions),
+        "answer_ids": leaf(np.int32, products, questions, config.answer_length),
+        "sources": {source.name: leaf(*shapes[source.kind]) for source in config.sources},
+        "source_valid": {source.name: leaf(np.bool_, products) for source in config.sources},
+    }
+
+
+def lower_training(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
+    """Lowers the training step as the loop runs it."""
+    state, frozen = run.abstract
+    step = make_train_step(
+        run.graph,
+        run.optimizer,
+        run.schedule,
+        config.loss,
+        mesh=run.mesh,
+        seed=config.train.seed,
+        accumulation=config.train.accumulation,
+        ema_decay=config.optimizer.ema_decay,
+    )
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    batch = abstract_batch(config.data, config.data.products_per_batch, run.mesh)
+    return step.lower(state, frozen, batch)
+
+
+def lower_answering(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
+    """Lowers what `Predictor` runs: encoding, fusing and decoding a batch."""
+    state, frozen = run.abstract
+    answer = functools.partial(
+        answer_batch, run.graph, run.mesh, config.data.answer_length, config.answer
+    )
+    batch = abstract_batch(config.data, config.answer.products_per_batch, run.mesh)
+    return jax.jit(answer).lower((state.params, frozen), batch)

@@ -1,0 +1,85 @@
+"""What answers depend on, in a few short digests: the input, the model and the settings."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moemoe_jax.data.config import DataConfig
+from moemoe_jax.data.formats.files import REJECTS
+from moemoe_jax.data.sources import CATALOGUE, resolve
+from moemoe_jax.inference.loading import Loaded
+from moemoe_jax.workdir import WorkDir
+
+
+def fingerprint(
+    loaded: Loaded, workdir: WorkDir, spec: str, output: Path, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The digests of all that the answers to a source depend on.
+
+    Args:
+      loaded: the model.
+      workdir: where it is from.
+      spec: of the input, as `data.sources.open_source` takes it.
+      output: where the answers go; what lies beside the input under that name is no input.
+      settings: what else the answers depend on, printable.
+    """
+    config = loaded.config
+    said = (config.model, config.answer, _what_matters(config.data), sorted(settings.items()))
+    return {
+        "input": input_digest(spec, output),
+        "model": _joined([_array_digest(loaded.params), _digest(workdir.tokenizer)]),
+        "settings": _joined(map(repr, said)),
+    }
+
+
+def input_digest(spec: str, output: Path) -> str:
+    """Of the input's content; of what lies in folders inside it (images), names and sizes."""
+    if spec.partition(":")[0] == CATALOGUE:
+        return _joined([spec])
+    return _digest(resolve(spec)[1], output.name)
+
+
+def _what_matters(data: DataConfig) -> DataConfig:
+    """The settings of data, but for those of how it is read."""
+    fixed = {"threads": 0, "prefetch": 0, "cache_images_mib": 0, "cache_text_mib": 0}
+    return dataclasses.replace(data, **fixed, source="-", eval_source="", max_reject_fraction=1.0)
+
+
+def _array_digest(tree: Any) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(tree):
+        found.update(f"{leaf.shape} {leaf.dtype}".encode())
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def _digest(path: Path, ours: str | None = None) -> str:
+    """Of a file, or a folder but for what is hidden, or ours by its name."""
+    if path.is_file():
+        return _content(path)
+    parts = []
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith((".", *([ours] if ours else []))) or entry.name == REJECTS:
+            continue
+        if entry.is_file():
+            parts.append(f"{entry.name} {_content(entry)}")
+        elif entry.is_dir():
+            files = sorted(file for file in entry.rglob("*") if file.is_file())
+            parts += [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
+    return _joined(parts)
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as content:
+        new = functools.partial(hashlib.blake2b, digest_size=16)
+        return hashlib.file_digest(content, new).hexdigest()
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

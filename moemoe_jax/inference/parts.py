@@ -1,0 +1,187 @@
+"""Answers on their way to one file: a part a window, so that a killed job loses one window.
+
+    .answers.jsonl.parts/manifest.json     what the answers depend on
+    .answers.jsonl.parts/00000012.jsonl    the answers of window 12, complete
+
+A part appears whole or not at all; the parts are joined in order, and the file takes its name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import BinaryIO
+
+from moemoe_jax.errors import UserError
+from moemoe_jax.evaluation.answers import ScoredAnswer, read_answers, replacing, write_answers
+from moemoe_jax.workdir import write_atomically
+
+_MANIFEST = "manifest.json"
+_JOINED = "joined"  # there once all parts are, so that an output beside it may be ours
+_NOUNS = {"input": "another input", "model": "another model", "settings": "other settings"}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Parts:
+    """The parts of one output; made by `open_parts`.
+
+    Attributes:
+      done: the numbers of the windows that are answered.
+      resumed: whether the output was begun before.
+    """
+
+    def __init__(self, output: Path, folder: Path, lock: BinaryIO, resumed: bool):
+        self._output, self._folder, self._lock = output, folder, lock
+        self.resumed = resumed
+        self.done = {int(path.stem) for path in folder.glob("*.jsonl")}
+
+    def write(self, number: int, answers: list[ScoredAnswer]) -> None:
+        """Writes the answers of a window down for good.
+
+        Raises:
+          UserError: the disk is full, or the folder cannot be written to.
+        """
+        path = self._path(number)
+        part = path.with_suffix(".tmp")
+        with told(self._output):
+            with part.open("w", encoding="utf-8") as out:
+                for answer in answers:
+                    line = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
+                    out.write(line + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(path)
+        self.done.add(number)
+
+    def join(self, windows: int) -> int:
+        """Puts the parts of all windows into the output, and removes them.
+
+        Returns:
+          the number of answers.
+        """
+        paths = [self._path(number) for number in range(windows)]
+        with told(self._output):
+            (self._folder / _JOINED).touch()
+            if self._output.suffix == ".parquet":
+                count = write_answers(
+                    self._output, (a for path in paths for a in read_answers(path))
+                )
+            else:
+                count = self._concatenate(paths)
+            self.close()
+            shutil.rmtree(self._folder)
+        return count
+
+    def _concatenate(self, paths: list[Path]) -> int:
+        count = 0
+        with replacing(self._output) as temporary, temporary.open("wb") as out:
+            for path in paths:
+                content = path.read_bytes()
+                count += content.count(b"\n")
+                out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        return count
+
+    def close(self) -> None:
+        """Lets another process go on with the parts."""
+        self._lock.close()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.jsonl"
+
+
+def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = False) -> Parts:
+    """Begins an output, or goes on with one that was begun with the same fingerprint.
+
+    Args:
+      output: the file to be; `.jsonl` or `.parquet`.
+      fingerprint: of all that the answers depend on, by topic.
+      overwrite: start anew, and replace the output if there is one.
+
+    Raises:
+      UserError: the output exists, or was begun with something else, or another process is at it.
+    """
+    folder = output.with_name(f".{output.name}.parts")
+    with told(output):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder, output)
+        try:
+            resumed = not overwrite and _resumes(folder, output, fingerprint)
+            if not resumed:
+                _empty(folder)
+                _write_manifest(folder, fingerprint, replaces=output.exists())
+        except BaseException:
+            lock.close()
+            raise
+    return Parts(output, folder, lock, resumed)
+
+
+def _resumes(folder: Path, output: Path, fingerprint: dict[str, str]) -> bool:
+    """Whether the parts are of this very output; raises UserError where that must not go on."""
+    begun = _begun(folder)
+    answered = any(folder.glob("*.jsonl"))
+    if begun is not None and begun["fingerprint"] != fingerprint and answered:
+        old = begun["fingerprint"]
+        changed = [noun for name, noun in _NOUNS.items() if old.get(name) != fingerprint[name]]
+        raise UserError(
+            f"{output} was begun with {' and '.join(changed)}: give what it was begun with to go "
+            "on, choose another --output, or add --overwrite to start anew"
+        )
+    same = begun is not None and begun["fingerprint"] == fingerprint
+    # A job that was killed behind its last move has left its output, and its parts as well.
+    if output.exists() and not (same and (begun["replaces"] or (folder / _JOINED).exists())):
+        if not answered:
+            shutil.rmtree(folder)
+        raise UserError(f"{output} exists; choose another --output or add --overwrite")
+    return same
+
+
+def _begun(folder: Path) -> dict | None:
+    """What the manifest says; None where there is none, or none that can be read."""
+    try:
+        found = json.loads((folder / _MANIFEST).read_text())
+        return {"fingerprint": dict(found["fingerprint"]), "replaces": bool(found["replaces"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_manifest(folder: Path, fingerprint: dict[str, str], replaces: bool) -> None:
+    content = {"fingerprint": fingerprint, "replaces": replaces}
+    write_atomically(folder / _MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def _lock(folder: Path, output: Path) -> BinaryIO:
+    """Locks the folder for this process; the lock goes with the process, however that ends."""
+    lock = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"another process is writing {output}: wait for it, or choose another --output"
+        ) from None
+    return lock
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "lock":
+            path.unlink()
+
+
+@contextlib.contextmanager
+def told(output: Path):
+    """Turns a full disk into one line about `output`: the error itself names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"no room to write {output} ({error.strerror}): make room there; the same command "
+                "goes on where this one stopped"
+            ) from error
+        raise

@@ -1,0 +1,215 @@
+"""Answers any number of records into one file, and goes on where a killed job stopped."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from pathlib import Path
+import signal
+import time
+
+from flax import nnx
+
+from moemoe_jax.data.notes import Notes
+from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.sources import open_source
+from moemoe_jax.inference.buckets import padding_is_read
+from moemoe_jax.inference.calibration import Calibrator
+from moemoe_jax.inference.evaluate import Say
+from moemoe_jax.inference.fingerprint import fingerprint
+from moemoe_jax.inference.loading import Loaded
+from moemoe_jax.inference.parts import Parts, open_parts, told
+from moemoe_jax.inference.predictor import Predictor
+from moemoe_jax.inference.stream import Stream, answer_windows, stream_data
+from moemoe_jax.models.config import MoEMoEConfig
+from moemoe_jax.workdir import WorkDir
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_PER_LINE = 60  # of progress, in a log
+
+
+@dataclasses.dataclass
+class Stopped:
+    """Whether the job was asked to stop: the number of the signal, 0 for none."""
+
+    number: int = 0
+
+
+def predict(
+    loaded: Loaded,
+    workdir: WorkDir,
+    spec: str,
+    output: Path,
+    *,
+    name: str = "",
+    ask: Sequence[str] = (),
+    only: Sequence[str] = (),
+    calibrator: Calibrator | None = None,
+    overwrite: bool = False,
+    say: Say = print,
+) -> int:
+    """Answers the questions about every record of a source.
+
+    Args:
+      loaded: the model.
+      workdir: where it is from.
+      spec: of the source.
+      output: the file to write, `.jsonl` or `.parquet`; it appears when it is complete.
+      name: of the model, written into the answers.
+      ask: attributes to ask of every record, whether or not it says something about them.
+      only: the attributes to ask at all; by default the run's.
+      calibrator: of the confidences.
+      overwrite: start anew, and replace the output if there is one.
+      say: prints a line.
+
+    Returns:
+      0, or the number of the signal that the job was stopped by.
+
+    Raises:
+      UserError: the output exists or was begun with something else, too many records are rejected,
+        or the disk is full.
+    """
+    config = loaded.config
+    data = stream_data(config.data, config.answer, len(ask))
+    data = dataclasses.replace(data, attributes=tuple(only) or data.attributes)
+    settings = {"name": name, "ask": tuple(ask), "only": tuple(only)}
+    settings["calibrator"] = None if calibrator is None else json.dumps(calibrator.to_json())
+    identity = fingerprint(loaded, workdir, spec, output, settings)
+    parts = open_parts(output, identity, overwrite)
+    try:
+        rejects = _rejects(output, data.max_reject_fraction, parts.resumed)
+        with told(output):
+            source = open_source(spec, None, rejects)
+        reader = ProductReader(
+            source,
+            loaded.tokenizer,
+            data,
+            rejects=rejects,
+            notes=Notes(),
+            labelled_only=False,
+            ask=ask,
+        )
+        stream = Stream(reader, config.model, config.answer, loaded.mesh.size)
+        again = f", {len(parts.done)} of them answered already" if parts.done else ""
+        say(f"answering: {len(source)} records in {stream.windows} windows{again}")
+        predictor = Predictor(
+            loaded.graph, config, loaded.tokenizer, loaded.mesh, name, calibration=calibrator
+        )
+        with _signals() as stopped, told(output):
+            _answer(stream, parts, predictor, loaded.params, stopped, say)
+        _report(stream, reader, config.model, say)
+        if len(parts.done) < stream.windows:
+            say(
+                f"stopped by {signal.Signals(stopped.number).name}: {len(parts.done)} of "
+                f"{stream.windows} windows are answered; to go on, run the same without --overwrite"
+            )
+            return stopped.number
+        count = parts.join(stream.windows)
+    finally:
+        parts.close()
+    say(f"written: {count} answers to {output}")
+    if rejects.total:
+        say(f"rejects: {rejects.total}, listed in {rejects.path}")
+    return 0
+
+
+def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
+    """The list of rejects beside the output; those of a job that goes on are counted again."""
+    path = output.with_name(output.name + ".rejects.jsonl")
+    if not resumed:
+        path.unlink(missing_ok=True)
+    rejects = Rejects(path, max_fraction)
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            rejects.add(entry["file"], entry["line"], entry["reason"], entry.get("id"))
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut short by a kill: it will be written again
+    return rejects
+
+
+def _answer(
+    stream: Stream,
+    parts: Parts,
+    predictor: Predictor,
+    params: tuple[nnx.State, ...],
+    stopped: Stopped,
+    say: Say,
+) -> None:
+    """Answers the windows that are left; the host reads and writes while the device works."""
+    left = [number for number in range(stream.windows) if number not in parts.done]
+    progress = _Progress(stream.windows, len(parts.done), say)
+    writing: Future | None = None
+    works = stream.works(left)
+    start = functools.partial(predictor.start, params)
+    with contextlib.closing(works), progress, ThreadPoolExecutor(1) as writer:
+        given = itertools.takewhile(lambda _: not stopped.number, works)
+        for window in answer_windows(given, start, predictor.collect):
+            if writing is not None:
+                writing.result()
+            answers = list(itertools.chain.from_iterable(window.answers))
+            writing = writer.submit(parts.write, window.number, answers)
+            progress.step()
+        if writing is not None:
+            writing.result()
+
+
+def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say) -> None:
+    shapes = ", ".join(f"{p}x{k}x{u}" for p, k, u in sorted(stream.shapes))
+    say(
+        f"  programs: {len(stream.shapes)} compiled, at most {stream.most_shapes} (products x text "
+        f"length x distinct questions: {shapes or 'none'})"
+    )
+    if model.has("text") and (reason := padding_is_read(model)):
+        say(f"  texts are padded to one length: {reason}")
+    for event, count in reader.notes.counts().items():
+        say(f"  note: {event}: {count}")
+
+
+class _Progress:
+    """A bar on a terminal, a line a minute in a log."""
+
+    def __init__(self, total: int, done: int, say: Say):
+        import tqdm
+
+        self._bar = tqdm.tqdm(
+            total=total, initial=done, desc="answering", unit="window", disable=None, leave=False
+        )
+        self._total, self._done, self._say = total, done, say
+        self._told = time.monotonic()
+
+    def step(self) -> None:
+        """Tells that a window is answered."""
+        self._done += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._told > _SECONDS_PER_LINE:
+            self._told = time.monotonic()
+            self._say(f"  {self._done} of {self._total} windows")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stopped]:
+    """Notes a request to stop; a second one ends the process at once."""
+    stopped = Stopped()
+
+    def stop(number: int, _) -> None:
+        stopped.number = number
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+
+    before = {one: signal.signal(one, stop) for one in _SIGNALS}
+    try:
+        yield stopped
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

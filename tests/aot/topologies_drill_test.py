@@ -1,0 +1,68 @@
+"""A small model compiled for real slices: what must hold from slice to slice. Needs libtpu.
+
+    python -m pytest -q -n0 -s -m drill tests/aot/topologies_drill_test.py
+
+The first test takes five compilations, a minute and a half of one core; each other takes one.
+"""
+
+import json
+
+import pytest
+
+from tests.launch.cli import TINY, run
+
+pytestmark = pytest.mark.drill
+
+# Adam, as Muon's iterations are most of what a small model's step has to compile.
+SETTINGS = (
+    f"--config={TINY}",
+    "--config.model.moe_layers.decoder=odd",
+    "--config.model.moe.num_experts=4",
+    "--config.model.text.dtype=bfloat16",
+    "--config.model.text.scan_layers=True",
+    "--config.optimizer.name=adam",
+    "--config.optimizer.weight_decay=0.0",
+    "--config.mesh.fsdp=2",
+    "--config.mesh.expert=2",
+    "--products_per_chip=8",
+    "--programs=train",
+)
+SLICES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v5p:2x2x2", "v6e:4x4")
+
+
+def test_a_chip_s_work_does_not_grow_with_the_slice(tmp_path):
+    file = tmp_path / "found.json"
+    topologies = (f"--topology={name}" for name in SLICES)
+    done = run("compile_check", *SETTINGS, *topologies, f"--json={file}")
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    found = {
+        entry["topology"]: entry["programs"]["train"] for entry in json.loads(file.read_text())
+    }
+    small, large = found["v5e:4x4"], found["v5e:16x16"]
+    assert large["flops"] == pytest.approx(small["flops"], rel=0.01)
+
+    def sent(program):
+        return sum(kind["bytes"] for kind in program["collectives"].values())
+
+    assert sent(large) <= 1.1 * sent(small)
+
+
+def test_too_large_a_batch_is_a_row_and_a_status(tmp_path):
+    done = run(
+        "compile_check",
+        *SETTINGS,
+        "--products_per_chip=200000",
+        "--topology=v5e:2x2",
+        "--config.data.image_size=32",
+    )
+    print(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert "does not fit: needs" in done.stdout
+
+
+def test_the_answering_program_compiles():
+    done = run("compile_check", *SETTINGS, "--programs=answer", "--topology=v5e:4x4")
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "answer" in done.stdout

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from moemoe_jax.errors import Stopped
+from moemoe_jax.training.goodput import Goodput, Start, account, read_starts
+from moemoe_jax.training.timing import Ledger
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def start(began, last, from_step, seconds, saved=None):
+    return Start(began, last, from_step, from_step, seconds=seconds, saved=saved or {})
+
+
+def test_what_a_later_start_does_again_is_lost_and_so_is_the_time_between():
+    starts = [
+        # 0 s to 100 s; at its checkpoint of step 40 it had run for 70 s.
+        start(
+            0.0, 100.0, 0, {"startup": 20.0, "step": 80.0}, {40: {"startup": 20.0, "step": 50.0}}
+        ),
+        # Made at 110 s, goes on from step 40, is killed at 150 s without a checkpoint.
+        start(110.0, 150.0, 40, {"startup": 30.0, "step": 10.0}),
+        # Made at 155 s, goes on from step 40 as well, and is at the end at 255 s.
+        start(155.0, 255.0, 40, {"startup": 25.0, "step": 75.0}),
+    ]
+    first = account(starts[:1])
+    assert first == {"startup": 20.0, "step": 80.0, "repeated": 0.0, "down": 0.0}
+    # 30 s of the first start are repeated, and 10 s nobody ran.
+    second = account(starts[:2])
+    assert second == {"startup": 50.0, "step": 60.0, "repeated": 30.0, "down": 10.0}
+    # Of the second start nothing is left: 40 s more are repeated, and 5 s nobody ran.
+    third = account(starts)
+    assert third == {"startup": 45.0, "step": 125.0, "repeated": 70.0, "down": 15.0}
+    assert sum(third.values()) == 255.0  # the time since the first start began
+
+
+def test_going_back_behind_a_damaged_checkpoint_loses_two_starts():
+    starts = [
+        start(0.0, 50.0, 0, {"step": 50.0}, {4: {"step": 20.0}, 8: {"step": 40.0}}),
+        start(50.0, 90.0, 8, {"step": 40.0}, {12: {"step": 30.0}}),
+        start(90.0, 100.0, 4, {"step": 10.0}),
+    ]
+    # From step 4: 20 s of the first start count, of the second none.
+    assert account(starts) == {"step": 30.0, "repeated": 70.0, "down": 0.0}
+
+
+def test_a_start_writes_what_it_did_and_how_it_ended(tmp_path):
+    path, clock = tmp_path / "goodput.json", Clock()
+    ledger = Ledger(before=5.0, clock=clock)
+    with pytest.raises(Stopped), Goodput(path, ledger, 995.0, 0, clock=clock) as book:
+        with ledger.measure("step"):
+            clock.now += 10.0
+        book.saved(2)
+        clock.now += 0.5
+        book.update(3)  # within a second of the last: not written
+        assert read_starts(path)[0].step == 2
+        clock.now += 1.5
+        book.update(3)
+        raise Stopped
+    (row,) = json.loads(path.read_text())["starts"]
+    assert row["seconds"] == {"startup": 5.0, "step": 10.0, "other": 2.0}
+    assert row["saved"] == {"2": {"startup": 5.0, "step": 10.0, "other": 0.0}}
+    assert (row["began"], row["last"], row["step"], row["end"]) == (995.0, 1012.0, 3, "stopped")
+
+
+def test_the_next_start_tells_of_all(tmp_path):
+    path, clock = tmp_path / "goodput.json", Clock()
+    with Goodput(path, Ledger(clock=clock), 1000.0, 0, clock=clock) as book:
+        clock.now += 10.0
+        book.saved(4)
+        clock.now += 6.0
+    assert len(book.lines()) == 1
+    clock.now += 4.0
+    ledger = Ledger(clock=clock)
+    with (
+        pytest.raises(ZeroDivisionError),
+        Goodput(path, ledger, clock.now, 4, clock=clock) as book,
+    ):
+        with ledger.measure("step"):
+            clock.now += 20.0
+        assert book.lines() == [
+            "time of this start: 20 s  step 20 s  other 0 s  goodput 100%",
+            "time of all 2 starts: 40 s  other 10 s  step 20 s  "
+            "lost to restarts 10 s (repeated 6 s, down 4 s)  goodput 50%",
+        ]
+        raise ZeroDivisionError
+    assert [row.end for row in read_starts(path)] == ["done", "failed: ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"starts": [{"began": 1}]}'])
+def test_a_book_that_cannot_be_read_is_put_aside(tmp_path, text):
+    path = tmp_path / "goodput.json"
+    path.write_text(text)
+    Goodput(path, Ledger(), 0.0, 0)
+    assert len(read_starts(path)) == 1
+    assert (tmp_path / "goodput.json.damaged").read_text() == text
+
+
+def test_another_process_writes_nothing(tmp_path):
+    path = tmp_path / "goodput.json"
+    with Goodput(path, Ledger(), 0.0, 0, write=False) as book:
+        book.saved(1)
+    assert not path.exists()
