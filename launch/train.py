@@ -19,13 +19,8 @@ from absl import flags
 from launch import common
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
-<<<<<<< HEAD
-common.define_processes()
-flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
-=======
 flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
 common.define_processes()
->>>>>>> main
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,13 +34,10 @@ def main(argv: Sequence[str]) -> None:
 
         dry_run(flags.FLAGS.config, WorkDir(Path(flags.FLAGS.workdir).expanduser()))
         return
-<<<<<<< HEAD
-=======
     from moemoe_jax.training.stopping import Stop
     from moemoe_jax.training.timing import process_began
 
     stop = Stop().listen()  # before the imports that take seconds
->>>>>>> main
     common.join_processes()
     from moemoe_jax.training.loop import train
 
