@@ -42,6 +42,7 @@ from moemoe_jax.nn.t5 import (
     scores,
     token_embedding,
 )
+from moemoe_jax.parallel.axes import constrain
 
 
 class MoEMoE(nnx.Module):
@@ -301,5 +302,5 @@ class MoEMoE(nnx.Module):
         tokens = self.image_encoder((pixels / 255.0 - mean) / std, key)
         if self.image_projection is not None:
             tokens = self.image_projection(tokens)
-        tokens = tokens.astype(config.text.dtype)
+        tokens = constrain(tokens.astype(config.text.dtype), "batch")
         return repeat_image(tokens, config.text_length, config.fusion.image_repeat)
