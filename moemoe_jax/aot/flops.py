@@ -64,7 +64,7 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
     """
     model, data, trained = config.model, config.data, config.train.trainable
     products, questions = data.products_per_batch, data.questions_per_product
-    rows = question_rows(data, products, data.distinct_questions or products * questions)
+    rows = question_rows(data, data.distinct_questions or products * questions)
     dense, experts = trained != "experts", trained != "backbone"
     parts: dict[str, Part] = {}
 

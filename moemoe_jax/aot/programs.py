@@ -3,6 +3,7 @@
 Shapes: P products, Q questions a product, U distinct questions.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.predictor import answer_batch
-from moemoe_jax.parallel.sharding import batch_sharding, replicated
+from moemoe_jax.parallel.sharding import replicated, rows_sharding
 from moemoe_jax.training.setup import Run, plan
 from moemoe_jax.training.step import make_train_step
 
@@ -46,14 +47,13 @@ def plan_on(config: ExperimentConfig, mesh: Mesh) -> Run:
 
 def abstract_batch(config: DataConfig, products: int, mesh: Mesh) -> dict[str, Any]:
     """A batch of P products as `data.batching.collate` makes it and `place_batch` places it."""
-    split, whole = batch_sharding(mesh), replicated(mesh)
 
     def leaf(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        sharding = whole if shape[0] % mesh.size else split
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh, shape[0]))
 
+    config = dataclasses.replace(config, products_per_batch=products)
     questions = config.questions_per_product
-    rows = question_rows(config, products, config.distinct_questions or products * questions)
+    rows = question_rows(config, config.distinct_questions or products * questions)
     side = config.image_size
     shapes = {
         "image": (np.uint8, products, side, side, 3),
@@ -83,7 +83,7 @@ def lower_training(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
         ema_decay=config.optimizer.ema_decay,
     )
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(run.mesh)))
     batch = abstract_batch(config.data, config.data.products_per_batch, run.mesh)
     return step.lower(state, frozen, batch)
 

@@ -181,13 +181,14 @@ class Stream:
         table = smallest(self._tables, distinct)
         self.shapes.add((size, length, table))
         filled = [*rows, *[Product((), {})] * (size - len(rows))]
-        batch = collate(filled, self._reader, table)
+        examples = [row.examples for row in filled]
+        batch = collate(filled, examples, self._reader, table)
         del batch["answer_ids"]
         batch["sources"] = {
             name: value[:, :length] if value.ndim == 2 else value
             for name, value in batch["sources"].items()
         }
-        return Work(window, chosen, batch, [row.examples for row in filled])
+        return Work(window, chosen, batch, examples)
 
 
 def _tokens(row: Product) -> int:

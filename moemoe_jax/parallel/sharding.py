@@ -132,7 +132,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(LOGICAL_RULES["batch"]))
 
 
-def _rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     """Splits `rows` rows over the mesh, or replicates them where they do not divide."""
     return replicated(mesh) if rows % shards("batch", mesh) else batch_sharding(mesh)
 
@@ -144,7 +144,7 @@ def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
     They follow from the mesh: they need not be a slice, two processes may hold the same ones, and
     each holds all of a batch that does not divide.
     """
-    places = _rows_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
+    places = rows_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
     return tuple(sorted({row for (index,) in places for row in range(*index.indices(rows))}))
 
 
@@ -167,7 +167,7 @@ def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
     def place(path: tuple[Any, ...], array: Any) -> jax.Array:
         array = np.asarray(array)
         if held is None or path_name(path) == "question_ids":
-            sharding = _rows_sharding(mesh, array.shape[0]) if array.ndim else replicated(mesh)
+            sharding = rows_sharding(mesh, array.shape[0]) if array.ndim else replicated(mesh)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
         def rows(index: tuple[slice, ...]) -> np.ndarray:
@@ -176,7 +176,7 @@ def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
             return array[first : first + stop - start]
 
         shape = (products, *array.shape[1:])
-        return jax.make_array_from_callback(shape, _rows_sharding(mesh, products), rows)
+        return jax.make_array_from_callback(shape, rows_sharding(mesh, products), rows)
 
     return jax.tree_util.tree_map_with_path(place, batch)
 
