@@ -16,9 +16,8 @@ from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.predictor import answer_batch
-from moemoe_jax.parallel.sharding import replicated, rows_sharding
-from moemoe_jax.training.setup import Run, plan
-from moemoe_jax.training.step import make_train_step
+from moemoe_jax.parallel.sharding import rows_sharding
+from moemoe_jax.training.setup import Run, jitted_step, plan
 
 # The schedule is a function of the step: how long an epoch is changes no program.
 _STEPS_PER_EPOCH = 10_000.0
@@ -72,20 +71,8 @@ def abstract_batch(config: DataConfig, products: int, mesh: Mesh) -> dict[str, A
 def lower_training(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
     """Lowers the training step as the loop runs it."""
     state, frozen = run.abstract
-    step = make_train_step(
-        run.graph,
-        run.optimizer,
-        run.schedule,
-        config.loss,
-        mesh=run.mesh,
-        seed=config.train.seed,
-        accumulation=config.train.accumulation,
-        ema_decay=config.optimizer.ema_decay,
-    )
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(run.mesh)))
     batch = abstract_batch(config.data, config.data.products_per_batch, run.mesh)
-    return step.lower(state, frozen, batch)
+    return jitted_step(config, run).lower(state, frozen, batch)
 
 
 def lower_answering(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:

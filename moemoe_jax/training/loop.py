@@ -15,13 +15,13 @@ import ml_collections
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
-from moemoe_jax.parallel.sharding import place_batch, replicated
+from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.goodput import Goodput
 from moemoe_jax.training.logging import MetricsWriter, Progress
-from moemoe_jax.training.setup import Data, Run, Say, open_data, plan, with_vocabulary
+from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
 from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
-from moemoe_jax.training.step import TrainState, make_train_step
+from moemoe_jax.training.step import TrainState
 from moemoe_jax.training.step_log import StepLog
 from moemoe_jax.training.stopping import Stop
 from moemoe_jax.training.timing import Ledger
@@ -147,21 +147,7 @@ class _Trainer:
         self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
-        places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract[0])
-        self.step = jax.jit(
-            make_train_step(
-                run.graph,
-                run.optimizer,
-                run.schedule,
-                config.loss,
-                mesh=run.mesh,
-                seed=config.train.seed,
-                accumulation=config.train.accumulation,
-                ema_decay=config.optimizer.ema_decay,
-            ),
-            donate_argnums=0,
-            out_shardings=(places, replicated(run.mesh)),
-        )
+        self.step = jitted_step(config, run)
         self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:

@@ -31,7 +31,7 @@ from moemoe_jax.parallel.sharding import (
 )
 from moemoe_jax.training.initialise import initialise_from
 from moemoe_jax.training.optimizer import make_optimizer
-from moemoe_jax.training.step import TrainState, init_state
+from moemoe_jax.training.step import TrainState, init_state, make_train_step
 from moemoe_jax.training.trainable import split_trainable
 from moemoe_jax.workdir import WorkDir
 
@@ -218,6 +218,25 @@ def _abstract_state(
         shapes,
         shardings,
     )
+
+
+def jitted_step(config: ExperimentConfig, run: Run) -> jax.stages.Wrapped:
+    """The compiled `step(state, frozen, batch) -> (state, metrics)` of a run, on its mesh.
+
+    The state is donated: what comes back takes its place in memory.
+    """
+    step = make_train_step(
+        run.graph,
+        run.optimizer,
+        run.schedule,
+        config.loss,
+        mesh=run.mesh,
+        seed=config.train.seed,
+        accumulation=config.train.accumulation,
+        ema_decay=config.optimizer.ema_decay,
+    )
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract[0])
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(run.mesh)))
 
 
 def first_state(
