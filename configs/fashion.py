@@ -28,7 +28,7 @@ def get_config(argument="hidden"):
     config = base.get_config()
     _data(config.data)
     config.data.hide_answer_fraction = 0.5 if titles == "hidden" else 0.0
-    config.train.epochs, config.train.eval_every = 20, 500
+    config.train.epochs, config.train.eval_every = 40, 1000
     for change in changes:
         _change(config, choose("configs/fashion.py", change, CHANGES))
     return config
