@@ -83,6 +83,30 @@ def define_workdir(help_text: str = "The work directory.") -> None:
     flags.DEFINE_string("workdir", None, help_text, required=True)
 
 
+def define_reject_limit() -> None:
+    """Defines the flag that stands above the run's own limit of bad records; see `limited`."""
+    flags.DEFINE_float(
+        "max_reject_fraction",
+        None,
+        "Share of bad records above which the job fails; by default the training's.",
+    )
+
+
+def limited(loaded):
+    """The loaded model, its settings with the limit of `--max_reject_fraction` where it is given.
+
+    Raises:
+      UserError: the limit is no share.
+    """
+    import dataclasses
+
+    limit = flags.FLAGS.max_reject_fraction
+    if limit is None:
+        return loaded
+    data = dataclasses.replace(loaded.config.data, max_reject_fraction=limit)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
+
+
 def define_processes() -> None:
     """Defines the flags with which several processes find each other; see `join_processes`."""
     flags.DEFINE_string("coordinator", None, "host:port of process 0, where there are several.")

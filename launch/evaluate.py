@@ -19,6 +19,7 @@ flags.DEFINE_string("split", "test", "The split of the run's data: train, val or
 flags.DEFINE_string("input", "", "Other data with gold answers, in place of --split.")
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list("remove_sources", [], "Sources to take away from every product.")
+common.define_reject_limit()
 common.define_processes()
 flags.DEFINE_string("name", "", "The results' folder under eval/; by default from the flags.")
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     args = flags.FLAGS
     workdir = WorkDir.open(args.workdir)
-    loaded = loading.load(workdir, args.checkpoint)
+    loaded = common.limited(loading.load(workdir, args.checkpoint))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
     rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction, jax.process_index())

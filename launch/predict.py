@@ -27,6 +27,7 @@ flags.DEFINE_list(
     [],
     "Attributes to ask of every record; by default those that the model was trained on.",
 )
+common.define_reject_limit()
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list(
     "answer",
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = WorkDir.open(args.workdir)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
     _check_attributes(attributes, workdir)
-    loaded = loading.load(workdir, args.checkpoint)
+    loaded = common.limited(loading.load(workdir, args.checkpoint))
     answer = _changed(loaded.config.answer, args.answer)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)

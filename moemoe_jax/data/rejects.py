@@ -128,7 +128,8 @@ class Rejects:
             f"{total} of {seen} records were rejected ({share:.1%}), more than the "
             f"{self.max_fraction:.1%} of data.max_reject_fraction; most often ({count} times): "
             f"{reason}, first in {file} line {line}; {listed}"
-            "mend the data or raise data.max_reject_fraction"
+            "mend the data or raise data.max_reject_fraction (where there is no --config: "
+            "--max_reject_fraction)"
         )
 
 

@@ -207,6 +207,19 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     assert "programs: 1 compiled" in done.stdout
 
 
+def test_predict_tolerates_as_many_bad_records_as_it_is_told(trained, tmp_path):
+    records = tmp_path / "new.jsonl"
+    good = {"id": "1", "sources": {"title": "a red tee"}, "attributes": {"color": "red"}}
+    records.write_text(json.dumps(good) + "\n{\n")
+    given = [f"--workdir={trained}", f"--input={records}", "--attributes=color"]
+    given.append(f"--output={tmp_path / 'answers.jsonl'}")
+    refused(run("predict", *given), "1 of 2 records", "--max_reject_fraction")
+    done = run("predict", *given, "--max_reject_fraction=0.5")
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert (line["id"], line["attribute"]) == ("1", "color")
+
+
 def test_summary_prints_a_line_an_evaluation(tmp_path):
     folder = tmp_path / "eval" / "test"
     folder.mkdir(parents=True)
