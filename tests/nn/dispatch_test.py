@@ -121,6 +121,8 @@ def test_back_ends_equal_the_slow_loop_in_value_and_gradient(backend):
 def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial, tier):
     params, x, _ = problem(128)
     params["router"] = params["router"] * 0.1
+    # Scaled as a layer's are: outputs of order 1, for which the bound below is meant.
+    params["wi"], params["wo"] = params["wi"] * D**-0.5, params["wo"] * F**-0.5
     turn = jnp.arange(128)
     first = jnp.where(turn < partial, 0, turn % E)
     bias = 9.0 * (jax.nn.one_hot(first, E) + jax.nn.one_hot((first + 1) % E, E))
@@ -129,8 +131,7 @@ def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial,
     assert sum(int(load) > size for size in capacity_tiers(128, K, E)[:-1]) == tier
     index = value_and_grad(params, x, valid, bias, backend="index")
     dense = value_and_grad(params, x, valid, bias, backend="dense")
-    # Gradients of the router are sums over 128 tokens and reach 20.
-    chex.assert_trees_all_close(index, dense, atol=3e-5, rtol=1e-5)
+    chex.assert_trees_all_close(index, dense, atol=1e-5, rtol=1e-5)
 
 
 def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass():
