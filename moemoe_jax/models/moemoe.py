@@ -34,14 +34,7 @@ from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.swinv2 import SwinV2
-from moemoe_jax.nn.t5 import (
-    T5Decoder,
-    T5Encoder,
-    lm_head,
-    readout,
-    scores,
-    token_embedding,
-)
+from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, readout, scores, token_embedding
 from moemoe_jax.parallel.axes import constrain
 
 
