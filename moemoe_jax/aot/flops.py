@@ -274,7 +274,7 @@ def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
     if model.question_start:
         part.linear(2.0 * pairs * width * width, asked, dense)
-    if model.question_encoder:
+    if model.question_encoder and (asked or flows or dense):
         _alignment(part, config, rows, asked, flows, dense)
     return part
 

@@ -12,7 +12,7 @@ Shapes: N products that can be used, P products a batch, Q questions a product, 
 question table.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 import grain
@@ -50,6 +50,8 @@ class TrainBatches:
       attributes: how often each attribute has each value ("" where there is known to be none).
       rows: U.
       rejects, notes: what could not be used, and what was not used whole.
+      needless: record number -> whether the product's sources need not be read, as who takes the
+        batch has what they give. Such a product comes without any.
     """
 
     def __init__(
@@ -63,18 +65,19 @@ class TrainBatches:
         self.attributes = found.attributes
         self.rows = question_rows(config, found.distinct)
         self.rejects, self.notes = reader.rejects, reader.notes
+        self.needless: Callable[[int], bool] = lambda record: False
         self._reader, self._seed = reader, seed
         self._mine = _mine(config, mine)
         self._indices = found.indices
         # As good as endless; grain's own "for ever" overflows with one product a batch.
         epochs = _MANY_ROWS // self.products
-        steps = (
+        self._order = (
             grain.MapDataset.range(self.products)
             .shuffle(seed=seed % 2**32)
             .repeat(epochs, reseed_each_epoch=True)
             .batch(config.products_per_batch)
-            .map_with_index(self._make)
         )
+        steps = self._order.map_with_index(self._make)
         self._iterator = iter(steps.to_iter_dataset(_read_options(config)))
         self._step = 0
         self._seek(start_step)
@@ -113,6 +116,10 @@ class TrainBatches:
             )
         self._seek(state["step"])
 
+    def records(self, step: int) -> np.ndarray:
+        """The numbers of the records in the batch of a step, int64 [P]: of all processes' rows."""
+        return self._indices[self._order[step]]
+
     def close(self) -> None:
         """Stops the threads; batches made ahead are dropped."""
         self._iterator.close()
@@ -141,6 +148,8 @@ class TrainBatches:
 
     def _product(self, index: int, row: int) -> Product:
         examples, rng = self._draw(index, row)
+        if self.needless(index):
+            return Product(examples, {})
         return self._reader.read(index, lambda _: examples, rng=rng)
 
 

@@ -228,13 +228,13 @@ class MoEMoE(nnx.Module):
     ) -> tuple[Encoded | None, tuple[Encoded, ...], Stats]:
         """Runs the encoders on a batch: the question's encoding, the sources' and statistics."""
         keys = rng.split(key, 2)
-        sources, stats = self.encode_sources(self._texts_that_are_there(batch), keys[0])
+        sources, stats = self.encode_sources(self.texts_that_are_there(batch), keys[0])
         if not self.config.question_encoder:
             return None, sources, stats
         question, found = self.encode_question(batch["question_ids"], keys[1])
         return question, sources, stats | found
 
-    def _texts_that_are_there(self, batch: dict) -> dict[str, jax.Array]:
+    def texts_that_are_there(self, batch: dict) -> dict[str, jax.Array]:
         """The sources, with a text that a product lacks as padding: it takes no expert slot."""
         sources = dict(batch["sources"])
         for spec in self.config.sources:
@@ -258,20 +258,35 @@ class MoEMoE(nnx.Module):
           key: a PRNG key in training.
         """
         keys = rng.split(key, 2)
+        return self.read_encoded(batch, self.encode(batch, keys[0]), keys[1])
+
+    def read_encoded(
+        self,
+        batch: dict,
+        encoded: tuple[Encoded | None, tuple[Encoded, ...], Stats],
+        key: jax.Array | None = None,
+        align: bool = True,
+    ) -> Outputs:
+        """What follows the encoders in a training batch.
+
+        Args:
+          batch: as above; neither the sources nor `question_ids` are looked at.
+          encoded: what `encode` gave.
+          key: a PRNG key in training, None for deterministic.
+          align: whether to compute the alignment losses, which the encodings alone decide.
+        """
+        question, sources, stats = encoded
         index, asked = batch["question_index"], batch["question_valid"]
         present = self.present(batch)
-        question, sources, stats = self.encode(batch, keys[0])
         fused = self.fuse(question, index, sources, present)
         answer = batch["answer_ids"]
         inputs = jnp.pad(answer[..., :-1], ((0, 0), (0, 0), (1, 0)))
         vectors = self.question_vectors(question, index)
-        hidden, found = self.decode(
-            fused, inputs, (answer != 0) & asked[..., None], vectors, keys[1]
-        )
+        hidden, found = self.decode(fused, inputs, (answer != 0) & asked[..., None], vectors, key)
         nothing = jnp.zeros((0,), jnp.float32)
         alignment, variance = (
             (nothing, nothing)
-            if question is None
+            if question is None or not align
             else self.alignment(question, index, asked, sources, present)
         )
         hidden, vocabulary = self._readout(hidden)

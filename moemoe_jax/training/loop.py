@@ -17,7 +17,10 @@ from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_setti
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.encode_once import EncodeOnce
+from moemoe_jax.training.encoders import cache_of
 from moemoe_jax.training.goodput import Goodput
+from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.logging import MetricsWriter, Progress
 from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
 from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
@@ -86,7 +89,9 @@ def _set_up(
         read_settings(workdir.config)  # names what an older version of the code left there
     mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
-    settings = from_config_dict(mapping).train  # refuses what is wrong before anything is written
+    config = from_config_dict(mapping)  # refuses what is wrong before anything is written
+    cache_of(config)
+    settings = config.train
     stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
@@ -112,7 +117,8 @@ def _set_up(
         workdir.write_attributes(data.train.attributes)
         workdir.claim(document)
     say(parameter_table(run.model, config.train.trainable))
-    return _Trainer(config, run, data, workdir, checkpoints, frozen, ledger), state
+    encoded = keep_encodings(config, run, data.train, frozen, workdir, say)
+    return _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger), state
 
 
 @contextlib.contextmanager
@@ -141,10 +147,12 @@ class _Trainer:
         workdir: WorkDir,
         checkpoints: Checkpoints,
         frozen: nnx.State,
+        encoded: EncodeOnce | None,
         ledger: Ledger,
     ):
         self.config, self.plan, self.data, self.workdir = config, run, data, workdir
         self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
+        self.encoded = encoded
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
@@ -207,16 +215,20 @@ class _Trainer:
         """Numbered batches on the devices; one is put there while a step runs."""
         if first >= total:
             return
-        placed = self._next()
+        placed = self._next(first)
         for number in itertools.count(first + 1):
             yield number, placed
             if number == total:
                 return
-            placed = self._next()
+            placed = self._next(number)
 
-    def _next(self):
+    def _next(self, done: int):
+        """The next batch, behind so many steps, on the devices."""
         with self.ledger.measure("input_wait"):
             batch = next(self.data.train)
+        if self.encoded is not None:
+            with self.ledger.measure("encode"):
+                return self.encoded(done, batch)
         return place_batch(batch, self.plan.mesh, self.config.data.products_per_batch)
 
     def _evaluate(self, number: int, state: TrainState) -> bool:
@@ -254,6 +266,8 @@ class _Trainer:
                 {"data": self.data.train.get_state() | {"step": number}},
                 metrics,
             )
+            if self.encoded is not None:
+                self.encoded.flush()
         self.goodput.saved(number)
 
     def _leave(self, number: int) -> None:
