@@ -80,7 +80,7 @@ class EncodeOnce:
         shapes = [*_row_shapes(found), ((len(self._names),), np.dtype(bool))]
         room = config.train.cache_encodings_mib * 2**20
         row, question = bytes_of(shapes), bytes_of(_row_shapes(asked))
-        questions = min(batches.questions, room // _QUESTIONS_SHARE // question)
+        questions = max(1, min(batches.questions, room // _QUESTIONS_SHARE // question))
         capacity = min(batches.products, (room - questions * question) // row)
         if capacity < 1:
             raise UserError(

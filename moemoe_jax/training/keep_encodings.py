@@ -8,6 +8,7 @@ from collections.abc import Callable
 import functools
 import hashlib
 from pathlib import Path
+import shutil
 
 from flax import nnx
 import jax
@@ -15,7 +16,7 @@ import jax
 from moemoe_jax.data.pipeline import TrainBatches
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.fingerprint import content_digest, input_digest, what_matters
-from moemoe_jax.parallel.processes import barrier
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.parallel.sharding import path_name
 from moemoe_jax.training.checksums import checksums
 from moemoe_jax.training.encode_once import EncodeOnce
@@ -53,6 +54,8 @@ def keep_encodings(
     if kind == "disk":
         barrier("the tokenizer is in the work directory")
         place = f"{jax.process_index()}-of-{jax.process_count()}"
+        if is_primary():
+            _remove_of_others(workdir.encodings, say)
         open_rows = functools.partial(
             RowsOnDisk,
             folder=workdir.encodings / place,
@@ -67,6 +70,14 @@ def keep_encodings(
         f"{kept.row_bytes / 1024:.0f} KiB each; {len(rows)} are there"
     )
     return kept
+
+
+def _remove_of_others(folder: Path, say: Callable[[str], None]) -> None:
+    """Removes what another number of processes has left: each keeps the rows that it makes."""
+    for other in sorted(folder.glob("*-of-*")):
+        if not other.name.endswith(f"-of-{jax.process_count()}"):
+            say(f"encodings: {other} is of another number of processes; it is removed")
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _fingerprint(config: ExperimentConfig, frozen: nnx.State, workdir: WorkDir) -> dict[str, str]:

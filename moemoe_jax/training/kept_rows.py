@@ -34,7 +34,7 @@ class KeptRows:
 
     Args:
       shapes: (shape, dtype) of the arrays of a row.
-      capacity: the most rows.
+      capacity: the most rows, at least one.
     """
 
     def __init__(self, shapes: Shapes, capacity: int):
@@ -87,14 +87,12 @@ class KeptRows:
           others: the rows of these that are not kept.
         """
         places = [self._places.get(name) for name in names]
-        here = [i for i, place in enumerate(places) if place is not None]
+        missing = [i for i, place in enumerate(places) if place is None]
         found = []
         for index, array in enumerate(self._arrays):
-            rows = np.empty((len(names), *array.shape[1:]), array.dtype)
-            rows[here] = array[[places[i] for i in here]]
-            for i, name in enumerate(names):
-                if places[i] is None:
-                    rows[i] = others[name][index]
+            rows = np.asarray(array[[place or 0 for place in places]])
+            for i in missing:
+                rows[i] = others[names[i]][index]
             found.append(rows)
         return found
 
