@@ -24,6 +24,7 @@ from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.files import shown
 
 # Encoded bytes of an image that decodes in about a millisecond.
 _SMALL_IMAGE = 32_768
@@ -99,14 +100,17 @@ class ProductReader:
 
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""
-        return self._short_text("question", text, self.config.question_tokens)
+        config = self.config
+        setting = "question_length" if config.question_length else "text_length"
+        return self._short_text("question", text, text, config.question_tokens, setting)
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
         if not example.labelled:
             return np.zeros(0, np.int32)
         text = self.config.no_answer_text if example.null else example.answers[0]
-        return self._short_text("answer", text, self.config.answer_length)
+        whose = f"{example.attribute or example.question}: {text}"
+        return self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
 
     def read(
         self,
@@ -226,8 +230,12 @@ class ProductReader:
     def _encode(self, text: str, index: int, source: SourceConfig) -> np.ndarray:
         ids, truncated = self._tokenizer.encode(text, self.config.text_length)
         if truncated:
-            self.notes.once(f"source {source.name!r} truncated", index)
+            self._note_cut(source.name, index)
         return ids
+
+    def _note_cut(self, source: str, index: int) -> None:
+        event = f"source {source!r} truncated (data.text_length={self.config.text_length})"
+        self.notes.once(event, index, f"record {shown(self.examples(index)[0])}")
 
     def _image(
         self,
@@ -260,12 +268,15 @@ class ProductReader:
                 self.reject(lazy.record, lazy.index, str(error), file)
         return None
 
-    def _short_text(self, kind: str, text: str, length: int) -> np.ndarray:
+    def _short_text(
+        self, kind: str, text: str, whose: str, length: int, setting: str
+    ) -> np.ndarray:
         ids = self._texts.get((kind, text))
         if ids is None:
             ids, truncated = self._tokenizer.encode(text, length)
             if truncated:
-                self.notes.once(f"{kind} truncated", text)
+                event = f"{kind} truncated (data.{setting}={length})"
+                self.notes.once(event, text, shown(whose))
             self._texts.put((kind, text), ids, ids.nbytes + len(text))
         return ids
 
@@ -280,7 +291,7 @@ class ProductReader:
             if kinds[name] == "text":
                 ids = np.concatenate([front, value])
                 if len(ids) > length:
-                    self.notes.once(f"source {name!r} truncated", index)
+                    self._note_cut(name, index)
                     ids = np.append(ids[: length - 1], value[-1])
                 joined[name] = ids
         return joined

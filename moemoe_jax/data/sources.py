@@ -134,6 +134,12 @@ def own_splits(spec: str) -> tuple[str, ...]:
     return module.splits(path)
 
 
+def check_spec(spec: str) -> None:
+    """Refuses, without reading a record, what names no data; raises as `resolve` does."""
+    if spec.partition(":")[0] != CATALOGUE:
+        resolve(spec)
+
+
 def resolve(spec: str) -> tuple[ModuleType, Path]:
     """The format module and the path that a spec names.
 

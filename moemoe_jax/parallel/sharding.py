@@ -206,8 +206,8 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
-    """Tabulates each parameter: name, shape, partition spec and bytes on one device."""
-    rows = [("parameter", "shape", "spec", "bytes/device")]
+    """Tabulates each parameter: name, shape, partition spec and its size on one device."""
+    rows = [("parameter", "shape", "spec", "on a device")]
     total = 0
     for name, variable in _variables(state):
         leaf = jax.tree.leaves(variable)[0]
@@ -215,9 +215,14 @@ def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
         placed = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
         size = bytes_on_device(placed)
         total += size
-        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), f"{size:,}"))
-    rows.append(("total", "", "", f"{total:,}"))
+        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), size_text(size)))
+    rows.append(("total", "", "", size_text(total)))
     return table(rows)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for the eye: "612 B", and from a mebibyte on "1,468.0 MiB"."""
+    return f"{size:,} B" if size < 2**20 else f"{size / 2**20:,.1f} MiB"
 
 
 def _spec_text(spec: PartitionSpec) -> str:

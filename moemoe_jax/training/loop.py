@@ -22,6 +22,7 @@ from moemoe_jax.training.encoders import cache_of
 from moemoe_jax.training.goodput import Goodput
 from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.logging import MetricsWriter, Progress
+from moemoe_jax.training.optimizer import check_warmup
 from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
 from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
 from moemoe_jax.training.step import TrainState
@@ -92,6 +93,8 @@ def _set_up(
     config = from_config_dict(mapping)  # refuses what is wrong before anything is written
     cache_of(config)
     settings = config.train
+    if settings.steps:
+        check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
     stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
@@ -190,16 +193,27 @@ class _Trainer:
         log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
         queued = None
         for number, batch in self._batches(first, total):
-            with self.ledger.measure("compile" if number == first + 1 else "step"):
+            new = number == first + 1
+            if new:
+                progress.note(self._outlook(first))
+            told = progress.compiling(number) if new else contextlib.nullcontext()
+            with told, self.ledger.measure("compile" if new else "step"):
                 state, metrics = self.step(state, self.frozen, batch)
                 # One step runs and one is queued, no more: who asks to stop must not wait for many.
-                jax.block_until_ready(metrics if number == first + 1 else queued)
+                jax.block_until_ready(metrics if new else queued)
             queued = metrics
             stop.keep()
             log(number, metrics, last=number == total)
             goodput.update(number)
             self._pause(number, state)
         self._finish()
+
+    def _outlook(self, first: int) -> str:
+        """Which steps follow, when the next checkpoint comes, and how to have more of them."""
+        every, total = self.config.train.save_every, self.plan.total_steps
+        saves = [total, *(first - first % n + n for n in (self.every, every) if n)]
+        more = "" if every else "; --config.train.save_every=N saves more often"
+        return f"train: steps {first + 1} to {total}, the next checkpoint at {min(saves)}{more}"
 
     def _pause(self, number: int, state: TrainState) -> None:
         """What comes between two steps: evaluation, checkpoint, and the end when asked for."""
@@ -289,8 +303,8 @@ class _Trainer:
             self.checkpoints.wait()
         self.goodput.saved(self.plan.total_steps)
         self._say_times()
-        for event, count in self.data.train.notes.counts().items():
-            self.progress.note(f"note: {event}: {count}")
+        for line in self.data.train.notes.lines():
+            self.progress.note(line)
 
     def _say_times(self) -> None:
         for line in self.goodput.lines():
