@@ -91,7 +91,7 @@ def _set_up(
     mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
     config = from_config_dict(mapping)  # refuses what is wrong before anything is written
-    cache_of(config)
+    cache_of(config)  # as is a cache of encodings that would not be exact
     settings = config.train
     if settings.steps:
         check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
