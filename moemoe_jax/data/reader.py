@@ -24,6 +24,7 @@ from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.errors import UserError
 
 # Encoded bytes of an image that decodes in about a millisecond.
 _SMALL_IMAGE = 32_768
@@ -53,7 +54,11 @@ class ProductReader:
           notes: counts what was truncated.
           labelled_only: leaves out questions without a known answer (for training).
           ask: attributes to ask of every record, whether it says something about them or not.
+
+        Raises:
+          UserError: the records' images were made smaller than `config.image_size`.
         """
+        _check_image_size(source, config)
         self.source = source
         self.config = config
         self.ask = tuple(ask)
@@ -284,3 +289,15 @@ class ProductReader:
                     ids = np.append(ids[: length - 1], value[-1])
                 joined[name] = ids
         return joined
+
+
+def _check_image_size(source: RecordSource, config: DataConfig) -> None:
+    """Refuses images that would have to be blown up again."""
+    stored = getattr(source, "image_size", 0)
+    looks = any(one.kind == "image" for one in config.sources)
+    if looks and 0 < stored < config.image_size:
+        raise UserError(
+            f"{source.name} was prepared with --image_size={stored}, but data.image_size is "
+            f"{config.image_size}: prepare it again with at least that, or set "
+            f"data.image_size={stored}"
+        )
