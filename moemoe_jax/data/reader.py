@@ -15,7 +15,7 @@ from moemoe_jax.data import hide
 from moemoe_jax.data.cache import BoundedCache
 from moemoe_jax.data.config import DataConfig, SourceConfig
 from moemoe_jax.data.dropout import drop_sources, drop_words, told_questions
-from moemoe_jax.data.examples import Product, source_images
+from moemoe_jax.data.examples import Product, check_image_size, source_images
 from moemoe_jax.data.images import ImageError, augment_image, load_image
 from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.notes import Notes
@@ -24,7 +24,6 @@ from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.tokenizer import Tokenizer
-from moemoe_jax.errors import UserError
 
 # Encoded bytes of an image that decodes in about a millisecond.
 _SMALL_IMAGE = 32_768
@@ -58,7 +57,7 @@ class ProductReader:
         Raises:
           UserError: the records' images were made smaller than `config.image_size`.
         """
-        _check_image_size(source, config)
+        check_image_size(source, config)
         self.source = source
         self.config = config
         self.ask = tuple(ask)
@@ -101,6 +100,26 @@ class ProductReader:
             images = source_images(record, source.fields) if source.kind == "image" else []
             if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
                 self._image(LazyRecord(self.source, index, record), source, False, None)
+
+    def longest_text(self, index: int, record: Record) -> int:
+        """The most tokens that a text of the record can have, whatever training takes away.
+
+        Nothing is kept of it: with word dropout the tokens are others each time.
+        """
+        config, lazy = self.config, LazyRecord(self.source, index, record)
+        always = self._hidden(record.id, None)
+        hidden = {always, always or config.augment.hide_probability > 0}
+        ids = [
+            self._tokenizer.encode(lazy.text(one, hide), config.text_length)[0]
+            for one in config.sources
+            if one.kind == "text"
+            for hide in hidden
+        ]
+        front = 0
+        if config.context_includes_question:
+            asked = self.examples(index, record)[1]
+            front = max(len(self.question_ids(one.question)) for one in asked) - 1
+        return min(config.text_length, front + max(map(len, ids), default=1))
 
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""
@@ -289,15 +308,3 @@ class ProductReader:
                     ids = np.append(ids[: length - 1], value[-1])
                 joined[name] = ids
         return joined
-
-
-def _check_image_size(source: RecordSource, config: DataConfig) -> None:
-    """Refuses images that would have to be blown up again."""
-    stored = getattr(source, "image_size", 0)
-    looks = any(one.kind == "image" for one in config.sources)
-    if looks and 0 < stored < config.image_size:
-        raise UserError(
-            f"{source.name} was prepared with --image_size={stored}, but data.image_size is "
-            f"{config.image_size}: prepare it again with at least that, or set "
-            f"data.image_size={stored}"
-        )

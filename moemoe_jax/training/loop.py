@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import ml_collections
 
+from moemoe_jax.data.batching import text_tokens
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
@@ -148,6 +149,7 @@ class _Trainer:
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
+        self.lengths: set[int] = set()  # of texts; each has a program of its own
         self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
@@ -182,16 +184,28 @@ class _Trainer:
         log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
         queued = None
         for number, batch in self._batches(first, total):
-            with self.ledger.measure("compile" if number == first + 1 else "step"):
+            new = self._needs_program(number, batch)
+            with self.ledger.measure("compile" if new else "step"):
                 state, metrics = self.step(state, self.frozen, batch)
                 # One step runs and one is queued, no more: who asks to stop must not wait for many.
-                jax.block_until_ready(metrics if number == first + 1 else queued)
+                jax.block_until_ready(metrics if new else queued)
             queued = metrics
             stop.keep()
             log(number, metrics, last=number == total)
             goodput.update(number)
             self._pause(number, state)
         self._finish()
+
+    def _needs_program(self, number: int, batch: Any) -> bool:
+        """Whether a step is the first with texts of its length, for which it is compiled."""
+        length, most = text_tokens(batch), len(self.config.data.text_lengths)
+        if length in self.lengths:
+            return False
+        self.lengths.add(length)
+        if most > 1:
+            which = f"program {len(self.lengths)} of at most {most}"
+            self.progress.note(f"train: step {number} has texts of {length} tokens: {which}")
+        return True
 
     def _pause(self, number: int, state: TrainState) -> None:
         """What comes between two steps: evaluation, checkpoint, and the end when asked for."""
