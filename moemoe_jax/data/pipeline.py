@@ -1,12 +1,12 @@
 """Batches of products and questions, in an order that depends on nothing but the seed.
 
 Step t of training takes rows t * P to (t + 1) * P of an endless stream: the products in a new order
-each epoch. Everything random about a row (its questions, its augmentation) is drawn from a
-generator keyed by (seed, row number). So a batch is a pure function of (seed, step): it does not
-depend on the number of threads, a run continues at any step at no cost, and each of several
-processes makes its own rows of the same batch. The table of distinct questions is of the whole
-batch: every process makes all of it, which takes the choice of every row's questions but none of
-their products.
+each epoch (`data.buckets`). Everything random about a row (its questions, its augmentation) is
+drawn from a generator keyed by (seed, row number). So a batch is a pure function of (seed, step):
+it does not depend on the number of threads, a run continues at any step at no cost, and each of
+several processes makes its own rows of the same batch. The table of distinct questions is of the
+whole batch: every process makes all of it, which takes the choice of every row's questions but none
+of their products.
 
 Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
 question table.
@@ -19,6 +19,7 @@ import grain
 import numpy as np
 
 from moemoe_jax.data.batching import Batch, collate, question_rows
+from moemoe_jax.data.buckets import BatchOrder, fits, shortened
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
 from moemoe_jax.data.notes import Notes
@@ -29,8 +30,6 @@ from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.survey import survey
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
-
-_MANY_ROWS = 2**56
 
 Meta = list[tuple[Example, ...]]
 
@@ -58,7 +57,12 @@ class TrainBatches:
         self, reader: ProductReader, seed: int, start_step: int, mine: Sequence[int] | None
     ):
         config = reader.config
-        found = survey(reader, config.products_per_batch * config.questions_per_product)
+        self._lengths = config.text_lengths
+        found = survey(
+            reader,
+            config.products_per_batch * config.questions_per_product,
+            measure=len(self._lengths) > 1,
+        )
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
@@ -69,15 +73,9 @@ class TrainBatches:
         self._reader, self._seed = reader, seed
         self._mine = _mine(config, mine)
         self._indices = found.indices
-        # As good as endless; grain's own "for ever" overflows with one product a batch.
-        epochs = _MANY_ROWS // self.products
-        self._order = (
-            grain.MapDataset.range(self.products)
-            .shuffle(seed=seed % 2**32)
-            .repeat(epochs, reseed_each_epoch=True)
-            .batch(config.products_per_batch)
-        )
-        steps = self._order.map_with_index(self._make)
+        self._buckets = np.searchsorted(self._lengths, found.lengths)
+        self._order = BatchOrder(self._buckets, config.products_per_batch, seed)
+        steps = grain.MapDataset.range(len(self._order)).map(self._make)
         self._iterator = iter(steps.to_iter_dataset(_read_options(config)))
         self._step = 0
         self._seek(start_step)
@@ -130,11 +128,13 @@ class TrainBatches:
         self._iterator.set_state({"next_index": step})
         self._step = step
 
-    def _make(self, step: int, drawn: np.ndarray) -> Batch:
+    def _make(self, step: int) -> Batch:
+        drawn = self._order[step]
         first, indices = step * len(drawn), self._indices[drawn]
+        length = self._lengths[self._buckets[drawn].max()]
         asked = [self._draw(int(index), first + row)[0] for row, index in enumerate(indices)]
-        products = [self._product(int(indices[row]), first + row) for row in self._mine]
-        return collate(products, asked, self._reader, self.rows)
+        products = [self._product(int(indices[row]), first + row, length) for row in self._mine]
+        return collate(products, asked, self._reader, self.rows, length)
 
     def _draw(self, index: int, row: int) -> tuple[tuple[Example, ...], np.random.Generator]:
         """The questions to ask in a row, and the generator for what else is random about it."""
@@ -146,11 +146,16 @@ class TrainBatches:
             examples = tuple(examples[i] for i in rng.permutation(len(examples))[:count])
         return examples, rng
 
-    def _product(self, index: int, row: int) -> Product:
+    def _product(self, index: int, row: int, length: int) -> Product:
         examples, rng = self._draw(index, row)
         if self.needless(index):
             return Product(examples, {})
-        return self._reader.read(index, lambda _: examples, rng=rng)
+        product = self._reader.read(index, lambda _: examples, rng=rng)
+        if not fits(product, length):
+            # Some tokenizers make more of a text without a word than of all of it.
+            self.notes.once("text cut off at its batch's length", index)
+            product = shortened(product, length)
+        return product
 
 
 class EvalBatches:

@@ -111,4 +111,6 @@ def _augmentation(config: "ExperimentConfig") -> list[str]:
     ]
     if data.context_includes_question:
         changed.append("data.context_includes_question=True")
+    if data.text_buckets:  # a text's encoding is then as long as its batch asks
+        changed.append(f"data.text_buckets={data.text_buckets}")
     return changed

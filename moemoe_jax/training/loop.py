@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import ml_collections
 
+from moemoe_jax.data.batching import text_tokens
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
@@ -159,6 +160,7 @@ class _Trainer:
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
+        self.lengths: set[int] = set()  # of texts; each has a program of its own
         self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
@@ -193,8 +195,8 @@ class _Trainer:
         log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
         queued = None
         for number, batch in self._batches(first, total):
-            new = number == first + 1
-            if new:
+            new = self._needs_program(number, batch)
+            if number == first + 1:
                 progress.note(self._outlook(first))
             told = progress.compiling(number) if new else contextlib.nullcontext()
             with told, self.ledger.measure("compile" if new else "step"):
@@ -214,6 +216,17 @@ class _Trainer:
         saves = [total, *(first - first % n + n for n in (self.every, every) if n)]
         more = "" if every else "; --config.train.save_every=N saves more often"
         return f"train: steps {first + 1} to {total}, the next checkpoint at {min(saves)}{more}"
+
+    def _needs_program(self, number: int, batch: Any) -> bool:
+        """Whether a step is the first with texts of its length, for which it is compiled."""
+        length, most = text_tokens(batch), len(self.config.data.text_lengths)
+        if length in self.lengths:
+            return False
+        self.lengths.add(length)
+        if most > 1:
+            which = f"program {len(self.lengths)} of at most {most}"
+            self.progress.note(f"train: step {number} has texts of {length} tokens: {which}")
+        return True
 
     def _pause(self, number: int, state: TrainState) -> None:
         """What comes between two steps: evaluation, checkpoint, and the end when asked for."""
