@@ -44,6 +44,7 @@ def test_keeping_what_changes_is_refused_with_every_setting_at_fault():
         "data.augment.hide_probability": 0.25,
         "data.sources.text.dropout": 0.2,
         "data.context_includes_question": True,
+        "data.text_buckets": (8,),
         "data.questions_per_product": 1,
         "train.cache_encodings": "disk",
     }
@@ -54,7 +55,8 @@ def test_keeping_what_changes_is_refused_with_every_setting_at_fault():
         "it from step to step: model.moe_layers.question_encoder=0, train.frozen_dropout=True "
         "(with model.text.dropout=0.1, model.vision.attention_dropout=0.3), "
         "data.augment.crop_scale_min=0.5, data.augment.hide_probability=0.25, "
-        "data.sources.text.dropout=0.2, data.context_includes_question=True; change them, or set "
+        "data.sources.text.dropout=0.2, data.context_includes_question=True, "
+        "data.text_buckets=(8,); change them, or set "
         "train.cache_encodings=auto, which then keeps nothing"
     )
     with pytest.raises(UserError, match=r"from step to step: train\.trainable=all;"):
