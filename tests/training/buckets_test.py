@@ -17,7 +17,7 @@ from moemoe_jax.training.logging import read_metrics
 from moemoe_jax.training.loop import train
 from moemoe_jax.training.losses import LossConfig, objective
 from tests.launch import tiny
-from tests.models.tiny import WITH_IMAGE, batch, random_model
+from tests.models.tiny import QUICK, WITH_IMAGE, batch, random_model
 
 
 def test_a_shorter_batch_gives_the_same_loss_and_gradient_for_less_work():
@@ -37,7 +37,7 @@ def test_a_shorter_batch_gives_the_same_loss_and_gradient_for_less_work():
         tokens = (data["answer_ids"] != 0).sum().astype("float32")
         return objective(nnx.merge(graph, params)(data), data, LossConfig(), tokens)
 
-    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
     found, work = [], []
     for length in (32, 8):
         cut = data | {"sources": data["sources"] | {"text": text[:, :length]}}
@@ -79,6 +79,7 @@ def settings(folder, **data):
     return config
 
 
+@pytest.mark.slow
 def test_a_training_compiles_once_a_length_and_says_so(tmp_path, capsys):
     train(settings(tmp_path, text_buckets=(12,)), str(tmp_path / "run"))
     said = re.findall(r"train: step (\d+) has texts of (\d+) tokens: (.*)", capsys.readouterr().out)
@@ -100,6 +101,7 @@ def test_a_model_that_reads_padding_is_refused(tmp_path, change, reason):
     config = settings(tmp_path, text_buckets=(12,))
     from_config_dict(config)
     config.model.update(change)
+    config.data.question_length = 0  # as long as the texts
     with pytest.raises(UserError, match=f"text_buckets cuts padding off, but .*{reason}"):
         from_config_dict(config)
     config.data.text_buckets = ()
