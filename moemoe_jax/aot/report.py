@@ -58,7 +58,7 @@ def report(result: dict[str, Any], chip: Chip, products: int) -> str:
     mesh = " ".join(f"{axis}={size}" for axis, size in result["mesh"].items())
     a_chip = products / result["devices"]
     lines = [f"{result['topology']}: {mesh}, {products} products a step ({a_chip:g} a chip)", ""]
-    lines += [_memory(result["programs"], chip), ""]
+    lines += [_memory(result["programs"], chip), _held(result["held"]), ""]
     train = result["programs"].get("train")
     if train and train["fits"]:
         lines += [_flops(train, result), "", _collectives(train, result), ""]
@@ -79,6 +79,12 @@ def _memory(programs: dict[str, Any], chip: Chip) -> str:
         seconds = f"fits (compiled in {program['seconds']:.0f} s)"
         rows.append((name, *(f"{size / GIB:.2f}" for size in sizes), share, seconds))
     return table(rows)
+
+
+def _held(held: dict[str, int]) -> str:
+    """Says what the arguments of a step are, without the batch."""
+    shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items() if size)
+    return f"kept from step to step, GiB: {shown}"
 
 
 def refusal(program: dict[str, Any]) -> str:

@@ -38,7 +38,8 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
       "programs": by name what `_compiled` gives; "formula" and "minimum": what `flops` and
-      `minimum` say; "mesh": sizes by axis; "devices": their number.
+      `minimum` say; "held": bytes that a device keeps from step to step, by what they are of;
+      "mesh": sizes by axis; "devices": their number.
 
     Raises:
       UserError: for settings that do not fit each other or the slice.
@@ -63,9 +64,24 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
         "programs": compiled,
         "formula": flops.training_flops(config, shards("batch", mesh)).totals(),
         "minimum": minimum.training_minimum(config, run),
+        "held": _held(run),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
     }
+
+
+def _held(run: Any) -> dict[str, int]:
+    """What fills the arguments of a step; frozen parameters are in one entry alone."""
+    from moemoe_jax.parallel.sharding import bytes_on_device
+
+    state, frozen = run.abstract
+    held = {
+        "trained parameters": state.params,
+        "frozen parameters": frozen,
+        "moving average": state.ema,
+        "optimizer state": state.optimizer,
+    }
+    return {name: bytes_on_device(tree) for name, tree in held.items()}
 
 
 def _compiled(lowered: Any, request: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from moemoe_jax.data import hide
 from moemoe_jax.data.cache import BoundedCache
 from moemoe_jax.data.config import DataConfig, SourceConfig
 from moemoe_jax.data.dropout import drop_sources, drop_words, told_questions
-from moemoe_jax.data.examples import Product, source_images
+from moemoe_jax.data.examples import Product, check_image_size, source_images
 from moemoe_jax.data.images import ImageError, augment_image, load_image
 from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.notes import Notes
@@ -54,7 +54,11 @@ class ProductReader:
           notes: counts what was truncated.
           labelled_only: leaves out questions without a known answer (for training).
           ask: attributes to ask of every record, whether it says something about them or not.
+
+        Raises:
+          UserError: the records' images were made smaller than `config.image_size`.
         """
+        check_image_size(source, config)
         self.source = source
         self.config = config
         self.ask = tuple(ask)
@@ -97,6 +101,26 @@ class ProductReader:
             images = source_images(record, source.fields) if source.kind == "image" else []
             if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
                 self._image(LazyRecord(self.source, index, record), source, False, None)
+
+    def longest_text(self, index: int, record: Record) -> int:
+        """The most tokens that a text of the record can have, whatever training takes away.
+
+        Nothing is kept of it: with word dropout the tokens are others each time.
+        """
+        config, lazy = self.config, LazyRecord(self.source, index, record)
+        always = self._hidden(record.id, None)
+        hidden = {always, always or config.augment.hide_probability > 0}
+        ids = [
+            self._tokenizer.encode(lazy.text(one, hide), config.text_length)[0]
+            for one in config.sources
+            if one.kind == "text"
+            for hide in hidden
+        ]
+        front = 0
+        if config.context_includes_question:
+            asked = self.examples(index, record)[1]
+            front = max(len(self.question_ids(one.question)) for one in asked) - 1
+        return min(config.text_length, front + max(map(len, ids), default=1))
 
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""

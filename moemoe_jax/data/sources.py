@@ -37,7 +37,8 @@ class RecordSource(Protocol):
       splits: the splits that the source itself comes in, () where it comes in one piece.
 
     A source that knows the hashes of its ids without reading the records has also
-    `id_hashes() -> uint64 [N]` (see `moemoe_jax.data.splits`).
+    `id_hashes() -> uint64 [N]` (see `moemoe_jax.data.splits`). One whose images were made smaller
+    has `image_size`, the pixels of their longer side, or 0.
     """
 
     name: str

@@ -200,12 +200,8 @@ class Stream:
         self.shapes.add((size, length, table))
         filled = [*rows, *[Product((), {})] * (size - len(rows))]
         examples = [row.examples for row in filled]
-        batch = collate(filled, examples, self._reader, table)
+        batch = collate(filled, examples, self._reader, table, length)
         del batch["answer_ids"]
-        batch["sources"] = {
-            name: value[:, :length] if value.ndim == 2 else value
-            for name, value in batch["sources"].items()
-        }
         return Work(window, chosen, batch, examples)
 
 

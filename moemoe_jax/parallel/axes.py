@@ -118,7 +118,9 @@ def gathered(weights: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(weights, names):
-    return constrain(weights, *(None if name == "embed" else name for name in names))
+    # Said to be in parts first: else what converts it to the dtype would come after the gather.
+    parts = constrain(weights, *names)
+    return constrain(parts, *(None if name == "embed" else name for name in names))
 
 
 def _gathered_forward(weights, names):

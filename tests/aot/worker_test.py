@@ -54,6 +54,7 @@ def result(**programs):
         "topology": "v5e:2x2",
         "mesh": {"data": 2, "fsdp": 2},
         "devices": 4,
+        "held": {"trained parameters": GIB // 4, "frozen parameters": 0, "optimizer state": GIB},
         "programs": programs,
         "formula": {"model": 3.2 * 197e12, "again": 0.8 * 197e12, "total": 4 * 197e12},
         "minimum": {"all-reduce": 160e9, "all-gather": 0.0, "all-to-all": 1e9},
@@ -72,6 +73,7 @@ def test_the_tables_say_what_was_found():
     assert "v5e:2x2: data=2 fsdp=2, 32 products a step (8 a chip)" in text
     # arguments, temporaries, other, peak, share of 16 GiB.
     assert rows[3][:6] == ["train", "2.00", "5.00", "0.25", "7.00", "44%"]
+    assert "kept from step to step, GiB: trained parameters 0.25, optimizer state 1.00\n" in text
     assert ["with", "recomputation", "197000.0", "197000.0", "1.000"] in rows
     assert ["forward", "and", "backward", "157600.0", "1.250"] in rows
     assert ["all-reduce", "12", "190734.9", "152587.9", "1.25"] in rows

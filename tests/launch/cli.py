@@ -21,7 +21,7 @@ def command(module, *arguments):
     return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
 
 
-def run(module, *arguments, cache=None):
+def run(module, *arguments, cache=None, timeout=300):
     """Runs `python -m launch.<module>` to its end; the result holds both outputs as text."""
     return subprocess.run(
         command(module, *arguments),
@@ -30,5 +30,5 @@ def run(module, *arguments, cache=None):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=timeout,
     )

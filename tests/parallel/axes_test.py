@@ -1,4 +1,5 @@
 import functools
+import re
 
 import chex
 import jax
@@ -70,3 +71,18 @@ def test_parameters_travel_to_the_rows_and_not_rows_to_the_parameters():
     assert not {(40, 16), (40, 3), (40, 2)} & {shape for _, shape in moved}
     alone = jax.value_and_grad(loss)(np.asarray(weights), np.asarray(x))
     chex.assert_trees_all_close(jax.device_get(step(weights, x)), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_parameter_is_converted_before_it_travels():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+
+    # Half precision, as a CPU's collectives take bfloat16 for float32.
+    def product(weights, x):
+        with using(mesh):
+            return x @ gathered(weights.astype(jnp.float16), ("embed", None))
+
+    split = jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp", None))
+    weights = jax.ShapeDtypeStruct((16, 3), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((40, 16), jnp.float16, sharding=split)
+    program = jax.jit(product).lower(weights, x).compile().as_text()
+    assert re.findall(r"= (\w+)\[16,3\]\S* all-gather", program) == ["f16"]
