@@ -8,7 +8,7 @@ and within a row, each side whose start or memory is measured.
 
 from collections.abc import Mapping
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 from pathlib import Path

@@ -46,6 +46,7 @@ class Mixture(torch.nn.Module):
         self.auxiliary: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [..., D] to [..., D]."""
         flat = x.reshape(-1, x.shape[-1])
         logits = self.router(flat)
         values, chosen = torch.topk(logits, self.top_k)
@@ -101,7 +102,7 @@ class Peer(torch.nn.Module):
             self.mixtures.append(last.DenseReluDense)
 
     def fuse(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, list, list]:
-        """e [R, K, D], the questions' encodings, the sources' and which of their tokens are real.
+        """Fuses: e [R, K, D], the encodings of questions and sources, and which tokens are real.
 
         The weights are read from the question at every one of the K positions (eq 4).
         """
@@ -133,7 +134,7 @@ class Peer(torch.nn.Module):
         return output.loss + align_weight * alignment + aux_weight * balance
 
     def _alignment(self, question, real, sources, valid) -> torch.Tensor:
-        """|1 - cos| over the tokens that are real in both, a mean over rows, summed over sources."""
+        """|1 - cos| over the tokens that are real in both: a mean over rows, a sum over sources."""
         first, total = self.align[0](question)[..., 0], 0.0
         for project, tokens, there in zip(self.align[1:], sources, valid, strict=True):
             both = real & there

@@ -3,7 +3,8 @@ r"""The two sizes that are measured, as settings; a config file for the rows tha
     python -m launch.train --config=benchmarks/sizes.py:tiny --workdir=runs/tiny
 
 tiny      128 channels, 2 layers, 64 tokens, 64 px
-small     T5-small's shape, SwinV2-tiny at 256 px, 128 tokens, 8 experts, top 2, in odd decoder layers
+small     T5-small's shape, SwinV2-tiny at 256 px, 128 tokens, 8 experts, top 2, in the decoder's
+          odd layers
 
 The model is the paper's: a weight for each token and source read from the question (eq 4), not
 normalised, the image tiled to the text's length, |1 - cos| for alignment. Only the question is not
@@ -46,7 +47,7 @@ def get_config(argument="tiny"):
     """Settings, with one question a product and the built-in catalogue.
 
     Args:
-      argument: a size; `,mixture` after it gives tiny the experts that small has.
+      argument: a size; behind a comma a name of `CHANGES`.
     """
     size, *changes = argument.split(",")
     choose("benchmarks/sizes.py", size, tuple(BATCHES))
@@ -54,9 +55,23 @@ def get_config(argument="tiny"):
     _paper(config)
     (_tiny if size == "tiny" else _small)(config)
     for change in changes:
-        choose("benchmarks/sizes.py", change, ("mixture",))
-        config.model.moe_layers.decoder = "odd"
+        CHANGES[choose("benchmarks/sizes.py", change, tuple(CHANGES))](config)
     return config
+
+
+def _mixture(config):
+    """Gives tiny the experts that small has."""
+    config.model.moe_layers.decoder = "odd"
+
+
+def _fashion(config):
+    """For "Fashion Product Images": the title is the text, and all six attributes are asked."""
+    config.data.source = "fashion:data/fashion"
+    config.data.sources.text.fields = ("title",)
+    config.data.questions_per_product = 6
+
+
+CHANGES = {"mixture": _mixture, "fashion": _fashion}
 
 
 def _paper(config):

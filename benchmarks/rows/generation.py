@@ -33,9 +33,7 @@ def against(context: Context, peer: str, beams: int) -> Samples:
         else:
             theirs = _ctranslate2(model, texts, beams, context.threads, Path(folder, "ct2"))
         equal = np.mean(ours() == theirs())
-        costs = in_turn(
-            timed(ours, per=_TEXTS), timed(theirs, per=_TEXTS), context.repetitions
-        )
+        costs = in_turn(timed(ours, per=_TEXTS), timed(theirs, per=_TEXTS), context.repetitions)
     return Samples("s a text", *costs, f"{equal:.0%} of the ids are equal")
 
 

@@ -33,9 +33,7 @@ def against_peer(context: Context, questions: int) -> Samples:
     }
     name, _ = best({f"{size} rows": cost for size, cost in eager.items()})
     size = int(name.partition(": ")[2].split()[0])
-    compiled = functools.partial(
-        theirs.step, torch.compile(theirs.model), size, max(size, _ENOUGH)
-    )
+    compiled = functools.partial(theirs.step, torch.compile(theirs.model), size, max(size, _ENOUGH))
     name, chosen = best({f"eager, {size} rows": eager[size], f"compiled, {size} rows": compiled})
     ours = timed(Training(config, batch), per=rows)
     return Samples("s an example", *in_turn(ours, chosen, context.repetitions), f"PyTorch: {name}")
