@@ -1,5 +1,7 @@
 """Peak memory of training, of a whole process that takes a few steps, in bytes."""
 
+import os
+
 from benchmarks.batches import random_batch
 from benchmarks.isolated import call, peak_bytes, require_torch
 from benchmarks.measure import Context, Samples
@@ -14,6 +16,7 @@ def against_peer(context: Context, questions: int) -> Samples:
     The peer takes the whole batch at once with one question a product, and else micro-batches of
     the smallest size of `benchmarks.sizes`, which needs the least memory.
     """
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each compiles: the row is for any start
     ours, theirs = [], []
     for _ in range(context.repetitions):
         ours.append(call("memory:ours", context, questions=questions))
