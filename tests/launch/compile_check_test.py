@@ -47,6 +47,7 @@ def command(monkeypatch):
                 "devices": chips,
                 "formula": {"model": 4e12, "again": 0.0, "total": 4e12},
                 "minimum": {"all-reduce": 1e6},
+                "held": {"trained parameters": 2**30, "frozen parameters": 0},
             }
 
         monkeypatch.setattr(compile_check, "_compile", worker)

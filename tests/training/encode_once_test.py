@@ -104,7 +104,7 @@ def test_steps_on_kept_encodings_are_those_that_encode(run):
     assert not any(valid.any() for valid in later["source_valid"].values())
     assert later["question_valid"].all()
     batch = kept(STEPS + 5, later)
-    assert set(batch["encoded_sources"][0].tokens.sharding.spec) >= {("data", "fsdp", "expert")}
+    assert set(batch["encoded_sources"][0].rows.sharding.spec) >= {("data", "fsdp", "expert")}
     assert all(valid.any() for valid in batch["source_valid"].values())
 
 
