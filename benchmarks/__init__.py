@@ -1,1 +1,1 @@
-"""Measured side by side with PyTorch peers; each prints a table."""
+"""Measured side by side with PyTorch peers: `python -m benchmarks.run` prints the table."""

@@ -27,8 +27,10 @@ def get_config(argument="hidden"):
     choose("configs/fashion.py", titles, TITLES)
     config = base.get_config()
     _data(config.data)
-    config.data.hide_answer_fraction = 0.5 if titles == "hidden" else 0.0
     config.train.epochs, config.train.eval_every = 40, 1000
+    if titles == "hidden":
+        config.data.hide_answer_fraction, config.data.augment.hide_probability = 0.5, 0.3
+        config.train.epochs = 50
     for change in changes:
         _change(config, choose("configs/fashion.py", change, CHANGES))
     return config
@@ -43,7 +45,7 @@ def _data(data):
     data.tokenizer_vocab_size = 2000
 
     augment = data.augment
-    augment.flip, augment.crop_scale_min = True, 0.7
+    augment.flip, augment.crop_scale_min = True, 0.5
     augment.brightness = augment.contrast = 0.1
     augment.word_dropout, augment.hide_probability = 0.1, 0.15
     data.sources.text.dropout = data.sources.image.dropout = 0.1

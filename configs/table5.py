@@ -1,7 +1,12 @@
 r"""Table 5: the weight of the load-balancing loss.
 
-python -m launch.train --config=configs/table5.py:decoder_0.1 --workdir=runs/decoder_0.1
-python -m launch.train --config=configs/table5.py:enc_dec_0.01,small --workdir=runs/enc_dec_0.01
+python -m launch.train --config=configs/table5.py:decoder_0.1 --workdir=runs/decoder_0.1 \
+    --config.data.source=products.jsonl
+python -m launch.train --config=configs/table5.py:enc_dec_0.01,small --workdir=runs/enc_dec_0.01 \
+    --config.init.work_dir=runs/qga-small
+
+`data.source` is what `qga` of configs/table4.py was trained on: records as the README shows them.
+Without it that is 4000 products of the built-in catalogue.
 
 `decoder_*` is the `moemoe` of configs/table4.py, `enc_dec_*` its `enc_dec_odd` (the paper does not
 say which row of Table 4 it varies; none has the accuracy that Table 5 prints). Experts are trained

@@ -4,11 +4,13 @@ r"""Answers a split, or any data with gold answers, and prints accuracy and Reca
     python -m launch.evaluate --workdir=runs/dense --input=other.jsonl
     python -m launch.evaluate --workdir=runs/dense --remove_sources=image
 
-Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work directory.
+Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work directory; what of
+--input could not be used is listed in a rejects.jsonl beside them.
 """
 
 from collections.abc import Sequence
 import re
+import textwrap
 
 from absl import flags
 
@@ -32,25 +34,30 @@ def main(argv: Sequence[str]) -> None:
 
     from moemoe_jax.data.pipeline import check_removal
     from moemoe_jax.data.rejects import Rejects
-    from moemoe_jax.data.sources import open_source
-    from moemoe_jax.evaluation.report import format_evidence, format_table
+    from moemoe_jax.data.sources import check_spec, open_source
+    from moemoe_jax.evaluation.report import explain, format_evidence, format_table
     from moemoe_jax.inference import evaluate, loading
     from moemoe_jax.workdir import WorkDir
 
     args = flags.FLAGS
     workdir = WorkDir.open(args.workdir)
+    if args.input:
+        check_spec(args.input)
     loaded = common.limited(loading.load(workdir, args.checkpoint))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
-    rejects = Rejects(workdir.rejects, loaded.config.data.max_reject_fraction, jax.process_index())
-    source = (
-        open_source(args.input, None, rejects)
-        if args.input
-        else evaluate.open_split(loaded.config, args.split, rejects)
-    )
-    calibrator, thresholds = evaluate.calibrate(loaded, workdir, rejects) or (None, None)
     what = re.sub(r"[^\w.-]+", "_", args.input).strip("_") if args.input else args.split
     name = args.name or "-without-".join([what, *args.remove_sources])
+    limit, process = loaded.config.data.max_reject_fraction, jax.process_index()
+    of_the_run = Rejects(workdir.rejects, limit, process)
+    if args.input:
+        path = workdir.evaluation(name) / workdir.rejects.name
+        rejects = Rejects(path, limit, process, anew=True)
+        source = open_source(args.input, None, rejects)
+    else:
+        rejects = of_the_run
+        source = evaluate.open_split(loaded.config, args.split, rejects)
+    calibrator, thresholds = evaluate.calibrate(loaded, workdir, of_the_run) or (None, None)
     answers = evaluate.answer_source(
         loaded,
         source,
@@ -63,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     metrics = evaluate.judge(answers, loaded.config, thresholds)
     evaluate.write_results(workdir, name, answers, metrics, loaded.config)
     print(format_table(metrics))
+    print(textwrap.fill(explain(loaded.config.evaluation), 100))
     print(format_evidence(metrics))
     print(f"accuracy {metrics['accuracy']:.4f}  recall_at_90p {metrics['recall_at_90p']:.4f}")
     print(f"written: {workdir.evaluation(name)}/metrics.json, answers.jsonl, report.html")

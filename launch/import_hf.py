@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
         import_model(args.config, args.model, args.workdir)
     else:
         import_parts(args.config, args.text, args.vision, args.workdir)
+    start = f"--config={args.workdir}/config.json --config.init.work_dir={args.workdir}"
+    print(f"to train it: python -m launch.train {start} --config.data.source=… --workdir=…")
 
 
 def default_config(argv: Sequence[str]) -> str:

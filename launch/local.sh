@@ -31,10 +31,13 @@ pids=() signals=0
 trap 'signals=$((signals + 1))' TERM INT
 # Each process in a group of its own: Ctrl-C reaches this script alone.
 set -m
+# Bash tells on stderr of each such process how it was ended, with its source: not of interest.
+exec 3>&2 2>/dev/null
 
 for ((i = 0; i < count; i++)); do
   share=$((${#gpus[@]} / count))
   (
+    exec 2>&3 3>&-
     if [ "$share" -gt 0 ]; then
       CUDA_VISIBLE_DEVICES="$(IFS=,; echo "${gpus[*]:$((i * share)):$share}")"
       export CUDA_VISIBLE_DEVICES
@@ -53,7 +56,7 @@ while [ "$left" -gt 0 ]; do
     passed=$signals
     signal=TERM
     [ "$passed" -eq 1 ] || signal=KILL
-    kill -s "$signal" "${pids[@]}" 2>/dev/null
+    kill -s "$signal" "${pids[@]}"
   elif [ "$status" -ne 0 ]; then
     break
   else
@@ -62,10 +65,10 @@ while [ "$left" -gt 0 ]; do
 done
 [ "$left" -gt 0 ] || exit 0
 
-[ "$passed" -gt 0 ] || echo "local.sh: a process ended with status $status; stopping the others" >&2
-kill -TERM "${pids[@]}" 2>/dev/null
+[ "$passed" -gt 0 ] || echo "local.sh: a process ended with status $status; stopping the others" >&3
+kill -TERM "${pids[@]}"
 for _ in $(seq $((${GRACE:-10} * 10))); do
-  kill -0 "${pids[@]}" 2>/dev/null || exit "$status"
+  kill -0 "${pids[@]}" || exit "$status"
   sleep 0.1
 done
 kill -KILL "${pids[@]}" 2>/dev/null

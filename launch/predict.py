@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
     from moemoe_jax.errors import UserError
     from moemoe_jax.inference import loading
-    from moemoe_jax.inference.predict import predict
+    from moemoe_jax.inference.predict import check_paths, predict
     from moemoe_jax.workdir import WorkDir
 
     args = flags.FLAGS
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if output.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"--output is {args.output}; end it in .jsonl or .parquet")
     workdir = WorkDir.open(args.workdir)
+    check_paths(args.input, output, args.overwrite)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
     _check_attributes(attributes, workdir)
     loaded = common.limited(loading.load(workdir, args.checkpoint))
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         name=f"{workdir.path.name}@{loaded.step}",
         ask=attributes,
         only=attributes if args.attributes else (),
+        trained=workdir.attributes(),
         calibrator=calibration[0] if calibration else None,
         overwrite=args.overwrite,
         say=functools.partial(print, flush=True),
@@ -102,6 +104,9 @@ def _check_attributes(attributes: Sequence[str], workdir) -> None:
     import difflib
 
     known = workdir.attributes()
+    if not known:
+        print("note: the model was not trained on any attribute yet", flush=True)
+        return
     for name in attributes:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -6,6 +6,15 @@ The output holds the records with their images inside, split into train, val and
 itself a data source (`--config.data.source=prepared`). TensorFlow is not needed. What cannot be
 used is listed in `<output>/rejects.jsonl` with file, line and reason.
 
+    python -m launch.prepare_data --input=products.jsonl --output=prepared --image_size=256
+
+also makes images smaller, once, so that no training decodes large photographs again. A longer side
+of more than 256 pixels becomes 256, upright, as PNG: a training with `data.image_size` 256 then
+sees the very pixels that it would make of the originals (its random crops are cut from those). With
+a smaller one it sees them resized twice, which is hardly visible; a larger one is refused. What is
+small already stays as it is. Images are decoded on all cores; what cannot be decoded is rejected
+now, not in training.
+
 Exit status: 0 all is written; 2 a mistake in the flags or the data, told in one line.
 """
 
@@ -34,12 +43,22 @@ _SEED = flags.DEFINE_integer("split_seed", 0, "Another seed cuts other splits.")
 _MAX_REJECTS = flags.DEFINE_float(
     "max_reject_fraction", 0.01, "Share of bad records above which nothing is kept."
 )
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Pixels that the longer side of images is cut down to; 0 leaves them.", 0
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels",
+    64_000_000,
+    "With --image_size: images with more pixels are rejected before they are decoded.",
+    1,
+    178_956_970,
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; returns the exit status."""
     del argv
-    from moemoe_jax.data.formats import tfds
+    from moemoe_jax.data.formats.tfds import check_empty
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import open_splits, own_splits
     from moemoe_jax.errors import UserError
@@ -47,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(_OUTPUT.value).expanduser()
     if output.is_file():
         raise UserError(f"--output={output} is a file; give a folder")
-    tfds.check_empty(output)
+    check_empty(output)
     print(f"reading {_INPUT.value}", flush=True)
     rejects = Rejects(output / "rejects.jsonl", _MAX_REJECTS.value)
     fractions = {"val": _VAL.value, "test": _TEST.value}
@@ -70,7 +89,7 @@ def _write(sources: Mapping, output: Path, rejects) -> Path:
     """Writes with a progress bar on a terminal, and a line per tenth in a log."""
     import tqdm
 
-    from moemoe_jax.data.formats import tfds
+    from moemoe_jax.data.formats.tfds_writer import write_tfds
 
     total = sum(len(source) for source in sources.values())
     tenth = max(total // 10, 1)
@@ -87,7 +106,14 @@ def _write(sources: Mapping, output: Path, rejects) -> Path:
             if bar.disable and done % tenth == 0:
                 print(f"writing {split}: {done} of {total} records", flush=True)
 
-        return tfds.write_tfds(sources, output, rejects, progress)
+        return write_tfds(
+            sources,
+            output,
+            rejects,
+            progress,
+            image_size=_IMAGE_SIZE.value,
+            max_image_pixels=_MAX_PIXELS.value,
+        )
 
 
 def _print_table(counts: Mapping[str, int], rejects) -> None:

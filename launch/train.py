@@ -5,7 +5,7 @@ r"""Trains a model, or goes on with a training that was stopped.
         --config.optimizer.learning_rate=3e-4
 
 Running the same command again resumes from the last checkpoint, bit for bit. With --dry_run it only
-prints where every parameter would lie on the mesh and what each device would hold.
+prints the shape of every parameter, where it would lie on the mesh and what a device would hold.
 
 SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 has the training save after the step under way and exit with
 status 75; a second SIGINT ends it at once, with status 130. Where the time went, over all starts,
@@ -19,7 +19,7 @@ from absl import flags
 from launch import common
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
-flags.DEFINE_bool("dry_run", False, "Print the table of parameters and bytes per device, and stop.")
+flags.DEFINE_bool("dry_run", False, "Print what a device would hold of each parameter, and stop.")
 common.define_processes()
 
 

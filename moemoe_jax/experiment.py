@@ -17,6 +17,7 @@ from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.table import EvalConfig
 from moemoe_jax.files import read_json
+from moemoe_jax.inference.buckets import padding_is_read
 from moemoe_jax.inference.calibration import CalibrationConfig
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.models.config import MoEMoEConfig, SourceSpec
@@ -102,9 +103,23 @@ def from_config_dict(
             "without a question encoder the context must hold the question; "
             "set data.context_includes_question=True or model.question_encoder=True"
         )
+    if data.text_buckets:
+        _check_buckets(built)
     rest = {k: v for k, v in mapping.items() if k not in ("model", "data")}
     rest["evaluation"] = {**rest.get("evaluation", {}), "no_answer_text": data.no_answer_text}
     return from_mapping(ExperimentConfig, rest, "", model=built, data=data)
+
+
+def _check_buckets(model: MoEMoEConfig) -> None:
+    """Refuses to cut padding off that training reads: evaluation would read what it never saw."""
+    reason = padding_is_read(model)
+    if not reason and model.question_encoder and not model.alignment.mask_padding:
+        reason = "model.alignment.mask_padding=False compares padding as well"
+    if reason:
+        raise UserError(
+            f"data.text_buckets cuts padding off, but {reason}; leave it empty, or change the model"
+            " (model.fusion.padding=zero hides padding)"
+        )
 
 
 def _vocabulary(data: DataConfig, pieces: int | None) -> dict[str, int]:

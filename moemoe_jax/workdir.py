@@ -1,7 +1,7 @@
 """A work directory: all that a run leaves, and all that answering with its model needs.
 
     config.json   attributes.json   tokenizer/   checkpoints/   calibration.json
-    metrics.jsonl   tensorboard/   goodput.json   rejects.jsonl
+    metrics.jsonl   tensorboard/   goodput.json   rejects.jsonl   encodings/
     eval/<split>/{metrics.json, answers.jsonl, report.html}
 
 An import leaves imported.txt as well, the table of what came from where.
@@ -26,6 +26,7 @@ OPERATIONAL = (
     "data.prefetch",
     "data.cache_images_mib",
     "mesh.",
+    "train.cache_encodings",
     "train.log_every",
     "train.samples",
     "train.stall_seconds",
@@ -88,6 +89,11 @@ class WorkDir:
     def goodput(self) -> Path:
         """Where the time of the run went, over all of its starts."""
         return self.path / "goodput.json"
+
+    @property
+    def encodings(self) -> Path:
+        """Encodings kept for the next start of the run; free to delete."""
+        return self.path / "encodings"
 
     def evaluation(self, split: str) -> Path:
         """The folder of an evaluation's results."""

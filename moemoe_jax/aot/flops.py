@@ -90,16 +90,14 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
                 parts["image_encoder"].linear(2.0 * products * size, dense, dense)
             flows |= dense
     parts["fusion"] = _fusion(config, rows, asked, flows, dense)
+    literal = model.fusion.path == "literal"
     stack(
         "decoder",
         rows=products * questions,
         length=data.answer_length,
         memory=_Memory(
-            tokens=len(model.sources) * data.text_length,
-            products=products,
-            questions=questions,
-            literal=model.fusion.path == "literal",
-            sources=len(model.sources),
+            rows=data.text_length if literal else sum(_rows(config)),
+            memories=products * (questions if literal else 1),
             flows=flows,
             weighed=asked,
         ),
@@ -112,18 +110,22 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
     return Formula(parts)
 
 
+def _rows(config: ExperimentConfig) -> list[int]:
+    """The rows of each source: an image has its patches, however many tokens they stand for."""
+    model, length = config.model, config.data.text_length
+    patches = length if model.fusion.image_repeat == "interpolate" else model.vision.tokens
+    return [patches if source.kind == "image" else length for source in model.sources]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Memory:
-    """What cross-attention reads: `tokens` (S·K) a product.
+    """What cross-attention reads: `memories` of so many `rows`.
 
-    `flows` and `weighed`: whether the sources, and their weights, need a gradient.
+    `flows` and `weighed`: whether the rows, and their weights, need a gradient.
     """
 
-    tokens: int
-    products: int
-    questions: int
-    literal: bool
-    sources: int
+    rows: int
+    memories: int
     flows: bool
     weighed: bool
 
@@ -184,13 +186,11 @@ def _cross_attention(
 ) -> None:
     width, inner = text.d_model, text.num_heads * text.d_kv
     full, pairs = text.remat == "full", text.remat != "none"
-    read = memory.tokens // memory.sources if memory.literal else memory.tokens
-    stored = read * memory.products * (memory.questions if memory.literal else 1)
     part.linear(2.0 * tokens * width * inner, flows, dense, full)
-    part.linear(4.0 * stored * width * inner, memory.flows, dense)
+    part.linear(4.0 * memory.memories * memory.rows * width * inner, memory.flows, dense)
     given = memory.flows or dense
-    part.pair(2.0 * tokens * read * inner, flows, given, pairs)
-    part.pair(2.0 * tokens * read * inner, flows or given, given, pairs)
+    part.pair(2.0 * tokens * memory.rows * inner, flows, given, pairs)
+    part.pair(2.0 * tokens * memory.rows * inner, flows or given, given, pairs)
     part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
 
 
@@ -266,7 +266,7 @@ def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense
     elif gate == "pooled":
         part.linear(2.0 * rows * width * sources, asked, dense)
     elif gate == "cross":
-        met = pairs * sources * length * data.question_tokens
+        met = pairs * sum(_rows(config)) * data.question_tokens
         part.pair(2.0 * met * width, asked, flows)
         part.linear(2.0 * pairs * data.question_tokens * width * sources, asked, dense)
         part.pair(2.0 * met, asked or flows, asked or dense)
@@ -274,7 +274,7 @@ def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
     if model.question_start:
         part.linear(2.0 * pairs * width * width, asked, dense)
-    if model.question_encoder:
+    if model.question_encoder and (asked or flows or dense):
         _alignment(part, config, rows, asked, flows, dense)
     return part
 
@@ -286,10 +286,10 @@ def _alignment(
     products, width = data.products_per_batch, model.text.d_model
     vector = width
     if model.alignment.reduce == "token_linear":
-        vector = data.text_length  # questions are stretched to it
-        part.linear(2.0 * rows * vector * width, asked, dense)
-        for _ in model.sources:
-            part.linear(2.0 * products * vector * width, flows, dense)
+        vector = data.text_length  # what their rows give is spread to it
+        part.linear(2.0 * rows * data.question_tokens * width, asked, dense)
+        for source_rows in _rows(config):
+            part.linear(2.0 * products * source_rows * width, flows, dense)
     for _ in model.sources:
         part.pair(2.0 * products * rows * vector, asked or dense, flows or dense)
         part.pair(2.0 * products * rows * vector, asked or dense, False)

@@ -46,8 +46,10 @@ def question_rows(config: DataConfig, distinct: int) -> int:
     return config.distinct_questions
 
 
-def neutral_sources(config: DataConfig, products: int) -> dict[str, np.ndarray]:
-    """Returns what stands where a product lacks a source.
+def neutral_sources(
+    config: DataConfig, products: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Returns what stands where a product lacks a source, texts of `length` tokens, by default K.
 
     A text is a lone `</s>`, so that an encoder has one token to attend to; an image is the mean
     colour, so that its normalised pixels are about zero.
@@ -60,7 +62,7 @@ def neutral_sources(config: DataConfig, products: int) -> dict[str, np.ndarray]:
             sources[source.name] = np.empty((products, size, size, 3), np.uint8)
             sources[source.name][:] = colour
         else:
-            sources[source.name] = np.zeros((products, config.text_length), np.int32)
+            sources[source.name] = np.zeros((products, length or config.text_length), np.int32)
             sources[source.name][:, 0] = EOS_ID
     return sources
 
@@ -70,6 +72,7 @@ def collate(
     asked: Iterable[tuple[Example, ...]],
     reader: ProductReader,
     rows: int,
+    length: int | None = None,
 ) -> Batch:
     """Puts products into a batch, or those of its products that this process makes.
 
@@ -80,13 +83,14 @@ def collate(
         then lost, with the source that told it or as a reject, stays in it.
       reader: tokenises questions and answers.
       rows: U.
+      length: tokens that texts are padded to, and none is longer than; by default K.
 
     Returns:
       question_ids: int32 [U, J], pad 0 behind `</s>`; unused rows are all pad.
       question_index: int32 [P, Q], row of the table; 0 where there is no question.
       question_valid: bool [P, Q].
       answer_ids: int32 [P, Q, L]; all pad where the answer is not known.
-      sources: name -> int32 [P, K] or uint8 [P, S, S, 3].
+      sources: name -> int32 [P, K or `length`] or uint8 [P, S, S, 3].
       source_valid: name -> bool [P].
     """
     config = reader.config
@@ -94,7 +98,7 @@ def collate(
     index = np.zeros(shape, np.int32)
     valid = np.zeros(shape, np.bool_)
     answers = np.zeros((*shape, config.answer_length), np.int32)
-    sources = neutral_sources(config, len(products))
+    sources = neutral_sources(config, len(products), length)
     source_valid = {name: np.zeros(len(products), np.bool_) for name in sources}
     table: dict[str, int] = {}
     for examples in asked:
@@ -128,3 +132,8 @@ def _fill(row: np.ndarray, value: np.ndarray) -> None:
         row[: len(value)] = value
     else:
         row[:] = value
+
+
+def text_tokens(batch: Batch) -> int:
+    """The tokens that the texts of a batch are padded to; 0 where there is no text."""
+    return max((x.shape[1] for x in batch["sources"].values() if x.ndim == 2), default=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import string
 
 from moemoe_jax.errors import UserError
@@ -116,6 +117,10 @@ class DataConfig:
       val_fraction, test_fraction, split_seed: shares of the records, by hash of their ids.
       sources: the sources of evidence, in the model's order.
       text_length: K, the padded length of text sources, in tokens.
+      text_buckets: shorter lengths, growing. A training batch is padded to the shortest that holds
+        its texts, and batches are made of texts of about one length (`data.buckets`). For models
+        that do not read padding: what K tokens give is then the same, for less work. Each length is
+        a program to compile. Evaluation and answering pad as they do without.
       question_length: J, that of questions; 0 takes K, which the token gate needs, as it reads a
         weight for each of the K source tokens from the question. Other gates need no padding.
       answer_length: L, the padded length of answers, in tokens, `</s>` included.
@@ -150,6 +155,7 @@ class DataConfig:
     split_seed: int = 0
     sources: tuple[SourceConfig, ...] = DEFAULT_SOURCES
     text_length: int = 128
+    text_buckets: tuple[int, ...] = ()
     question_length: int = 0
     answer_length: int = 16
     question_template: str = "{attribute}"
@@ -179,7 +185,7 @@ class DataConfig:
 
     def __post_init__(self):
         _require(bool(self.source), "data.source is empty: name the records to train on")
-        for name in ("sources", "attributes", "image_mean", "image_std"):
+        for name in ("sources", "attributes", "text_buckets", "image_mean", "image_std"):
             value = getattr(self, name)
             _require(not isinstance(value, str), f"data.{name} is {value!r}: give a tuple")
             object.__setattr__(self, name, tuple(value))
@@ -192,6 +198,11 @@ class DataConfig:
     def question_tokens(self) -> int:
         """J, the padded length of questions."""
         return self.question_length or self.text_length
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """What the texts of a training batch may be padded to, growing; the last is K."""
+        return tuple(sorted({*self.text_buckets, self.text_length}))
 
     @property
     def split_fractions(self) -> dict[str, float]:
@@ -238,6 +249,12 @@ class DataConfig:
         for name in ("text_length", "answer_length"):
             value = getattr(self, name)
             _require(value >= 2, f"data.{name} is {value}: a token and </s> need at least 2")
+        growing = all(a < b for a, b in itertools.pairwise(self.text_buckets))
+        _require(
+            growing and all(2 <= bucket <= self.text_length for bucket in self.text_buckets),
+            f"data.text_buckets is {self.text_buckets}: give growing lengths of 2 to "
+            f"{self.text_length} (data.text_length) tokens",
+        )
         _require(
             self.question_length == 0 or 2 <= self.question_length <= self.text_length,
             f"data.question_length is {self.question_length}: give 2 to {self.text_length} "

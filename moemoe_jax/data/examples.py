@@ -14,6 +14,7 @@ from moemoe_jax.data.config import DataConfig, SourceConfig
 from moemoe_jax.data.questions import Example, examples_of
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.sources import RecordSource
+from moemoe_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,22 @@ def has_any_source(record: Record, sources: Sequence[SourceConfig]) -> bool:
         else context_text(record, source.fields)
         for source in sources
     )
+
+
+def check_image_size(source: RecordSource, config: DataConfig) -> None:
+    """Refuses records whose images would have to be blown up again.
+
+    Raises:
+      UserError: they were made smaller than `config.image_size` when they were prepared.
+    """
+    stored = getattr(source, "image_size", 0)
+    looks = any(one.kind == "image" for one in config.sources)
+    if looks and 0 < stored < config.image_size:
+        raise UserError(
+            f"{source.name} was prepared with --image_size={stored}, but data.image_size is "
+            f"{config.image_size}: prepare it again with at least that, or set "
+            f"data.image_size={stored}"
+        )
 
 
 def corpus(source: RecordSource, config: DataConfig, limit: int = 20_000) -> Iterator[str]:

@@ -8,6 +8,8 @@ stretched.
 Shapes: S side of the image in pixels.
 """
 
+from collections.abc import Iterator
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -16,10 +18,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from moemoe_jax.data.config import AugmentConfig
+from moemoe_jax.data.jpeg import decode_jpeg
 
 # Formats whose decoders are small and in daily use: the others only add ways to be attacked.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_JPEGS = ("JPEG", "MPO")  # the latter has several pictures, of which Pillow opens the first
 _WHITE = (255, 255, 255)
+
+# What resizing twice changes, in levels of 0..255: the mean over the pixels of a photograph.
+SHRUNK_TOLERANCE = 2.0
 
 
 class ImageError(ValueError):
@@ -40,6 +47,44 @@ def load_image(image: str | os.PathLike | bytes, size: int, max_pixels: int) -> 
     Raises:
       ImageError: not an image, truncated, too large, or not readable.
     """
+    with _opened(image, max_pixels) as opened:
+        fitted = _fit(opened, image, size)
+    height, width = fitted.shape[:2]
+    square = np.full((size, size, 3), 255, np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = fitted
+    return square
+
+
+def shrink_image(image: str | os.PathLike | bytes, size: int, max_pixels: int) -> bytes:
+    """Makes an encoded image with a longer side of at most `size`, to be loaded in its place.
+
+    It is written without loss, so loading it with S = `size` gives the very pixels that the
+    original gives. With a smaller S it is resized twice, which changes them by `SHRUNK_TOLERANCE`;
+    with a larger one it is blurred.
+
+    Args:
+      image: as in `load_image`.
+      size: of the longer side. An image that is no larger comes back as it is, not decoded.
+      max_pixels: as in `load_image`.
+
+    Returns:
+      the encoded file: upright RGB on white as PNG, or the original.
+
+    Raises:
+      ImageError: as in `load_image`.
+    """
+    with _opened(image, max_pixels) as opened:
+        if max(opened.size) <= size:
+            return image if isinstance(image, bytes) else Path(image).read_bytes()
+        out = io.BytesIO()
+        Image.fromarray(_fit(opened, image, size)).save(out, "PNG")
+        return out.getvalue()
+
+
+@contextlib.contextmanager
+def _opened(image: str | os.PathLike | bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens an image by its header; all that is wrong with it inside becomes an ImageError."""
     try:
         file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
         with Image.open(file, formats=_FORMATS) as opened:
@@ -49,10 +94,7 @@ def load_image(image: str | os.PathLike | bytes, size: int, max_pixels: int) -> 
                     f"image too large: {width} x {height} pixels, more than the {max_pixels} of "
                     "data.max_image_pixels"
                 )
-            # JPEG decodes at a fraction of its size for free; twice the target keeps it sharp.
-            opened.draft("RGB", (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(opened)
-            return _fit(_to_rgb(upright), size)
+            yield opened
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -84,15 +126,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(image: Image.Image, size: int) -> np.ndarray:
-    longer = max(image.size)
-    width, height = (max(1, round(side * size / longer)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    square = np.full((size, size, 3), 255, np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = np.asarray(image)
-    return square
+def _fit(opened: Image.Image, file: str | os.PathLike | bytes, size: int) -> np.ndarray:
+    """Decodes what is opened: upright RGB, uint8 [H, W, 3], its longer side of `size`."""
+    if opened.format in _JPEGS:
+        decoded, extent = decode_jpeg(opened, file, size)
+        fitted = ImageOps.exif_transpose(_resize(decoded.convert("RGB"), extent, size))
+    else:
+        image = _to_rgb(ImageOps.exif_transpose(opened))
+        fitted = _resize(image, image.size, size)
+    return np.asarray(fitted)
+
+
+def _resize(image: Image.Image, extent: tuple[float, float], size: int) -> Image.Image:
+    """Scales the upper left part of an image, of `extent` pixels, to a longer side of `size`."""
+    width, height = (max(1, round(side * size / max(extent))) for side in extent)
+    if (width, height) == image.size:
+        return image
+    box = (0.0, 0.0, *extent)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
 
 
 def augment_image(

@@ -1,24 +1,25 @@
 """Batches of products and questions, in an order that depends on nothing but the seed.
 
 Step t of training takes rows t * P to (t + 1) * P of an endless stream: the products in a new order
-each epoch. Everything random about a row (its questions, its augmentation) is drawn from a
-generator keyed by (seed, row number). So a batch is a pure function of (seed, step): it does not
-depend on the number of threads, a run continues at any step at no cost, and each of several
-processes makes its own rows of the same batch. The table of distinct questions is of the whole
-batch: every process makes all of it, which takes the choice of every row's questions but none of
-their products.
+each epoch (`data.buckets`). Everything random about a row (its questions, its augmentation) is
+drawn from a generator keyed by (seed, row number). So a batch is a pure function of (seed, step):
+it does not depend on the number of threads, a run continues at any step at no cost, and each of
+several processes makes its own rows of the same batch. The table of distinct questions is of the
+whole batch: every process makes all of it, which takes the choice of every row's questions but none
+of their products.
 
 Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
 question table.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 import grain
 import numpy as np
 
 from moemoe_jax.data.batching import Batch, collate, question_rows
+from moemoe_jax.data.buckets import BatchOrder, fits, shortened
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
 from moemoe_jax.data.notes import Notes
@@ -29,8 +30,6 @@ from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.survey import survey
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
-
-_MANY_ROWS = 2**56
 
 Meta = list[tuple[Example, ...]]
 
@@ -50,31 +49,33 @@ class TrainBatches:
       attributes: how often each attribute has each value ("" where there is known to be none).
       rows: U.
       rejects, notes: what could not be used, and what was not used whole.
+      needless: record number -> whether the product's sources need not be read, as who takes the
+        batch has what they give. Such a product comes without any.
     """
 
     def __init__(
         self, reader: ProductReader, seed: int, start_step: int, mine: Sequence[int] | None
     ):
         config = reader.config
-        found = survey(reader, config.products_per_batch * config.questions_per_product)
+        self._lengths = config.text_lengths
+        found = survey(
+            reader,
+            config.products_per_batch * config.questions_per_product,
+            measure=len(self._lengths) > 1,
+        )
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
         self.attributes = found.attributes
         self.rows = question_rows(config, found.distinct)
         self.rejects, self.notes = reader.rejects, reader.notes
+        self.needless: Callable[[int], bool] = lambda record: False
         self._reader, self._seed = reader, seed
         self._mine = _mine(config, mine)
         self._indices = found.indices
-        # As good as endless; grain's own "for ever" overflows with one product a batch.
-        epochs = _MANY_ROWS // self.products
-        steps = (
-            grain.MapDataset.range(self.products)
-            .shuffle(seed=seed % 2**32)
-            .repeat(epochs, reseed_each_epoch=True)
-            .batch(config.products_per_batch)
-            .map_with_index(self._make)
-        )
+        self._buckets = np.searchsorted(self._lengths, found.lengths)
+        self._order = BatchOrder(self._buckets, config.products_per_batch, seed)
+        steps = grain.MapDataset.range(len(self._order)).map(self._make)
         self._iterator = iter(steps.to_iter_dataset(_read_options(config)))
         self._step = 0
         self._seek(start_step)
@@ -113,6 +114,10 @@ class TrainBatches:
             )
         self._seek(state["step"])
 
+    def records(self, step: int) -> np.ndarray:
+        """The numbers of the records in the batch of a step, int64 [P]: of all processes' rows."""
+        return self._indices[self._order[step]]
+
     def close(self) -> None:
         """Stops the threads; batches made ahead are dropped."""
         self._iterator.close()
@@ -123,11 +128,13 @@ class TrainBatches:
         self._iterator.set_state({"next_index": step})
         self._step = step
 
-    def _make(self, step: int, drawn: np.ndarray) -> Batch:
+    def _make(self, step: int) -> Batch:
+        drawn = self._order[step]
         first, indices = step * len(drawn), self._indices[drawn]
+        length = self._lengths[self._buckets[drawn].max()]
         asked = [self._draw(int(index), first + row)[0] for row, index in enumerate(indices)]
-        products = [self._product(int(indices[row]), first + row) for row in self._mine]
-        return collate(products, asked, self._reader, self.rows)
+        products = [self._product(int(indices[row]), first + row, length) for row in self._mine]
+        return collate(products, asked, self._reader, self.rows, length)
 
     def _draw(self, index: int, row: int) -> tuple[tuple[Example, ...], np.random.Generator]:
         """The questions to ask in a row, and the generator for what else is random about it."""
@@ -139,9 +146,16 @@ class TrainBatches:
             examples = tuple(examples[i] for i in rng.permutation(len(examples))[:count])
         return examples, rng
 
-    def _product(self, index: int, row: int) -> Product:
+    def _product(self, index: int, row: int, length: int) -> Product:
         examples, rng = self._draw(index, row)
-        return self._reader.read(index, lambda _: examples, rng=rng)
+        if self.needless(index):
+            return Product(examples, {})
+        product = self._reader.read(index, lambda _: examples, rng=rng)
+        if not fits(product, length):
+            # Some tokenizers make more of a text without a word than of all of it.
+            self.notes.once("text cut off at its batch's length", index)
+            product = shortened(product, length)
+        return product
 
 
 class EvalBatches:

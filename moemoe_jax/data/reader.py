@@ -15,7 +15,7 @@ from moemoe_jax.data import hide
 from moemoe_jax.data.cache import BoundedCache
 from moemoe_jax.data.config import DataConfig, SourceConfig
 from moemoe_jax.data.dropout import drop_sources, drop_words, told_questions
-from moemoe_jax.data.examples import Product, source_images
+from moemoe_jax.data.examples import Product, check_image_size, source_images
 from moemoe_jax.data.images import ImageError, augment_image, load_image
 from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.notes import Notes
@@ -24,6 +24,7 @@ from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.files import shown
 
 # Encoded bytes of an image that decodes in about a millisecond.
 _SMALL_IMAGE = 32_768
@@ -53,7 +54,11 @@ class ProductReader:
           notes: counts what was truncated.
           labelled_only: leaves out questions without a known answer (for training).
           ask: attributes to ask of every record, whether it says something about them or not.
+
+        Raises:
+          UserError: the records' images were made smaller than `config.image_size`.
         """
+        check_image_size(source, config)
         self.source = source
         self.config = config
         self.ask = tuple(ask)
@@ -97,16 +102,39 @@ class ProductReader:
             if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
                 self._image(LazyRecord(self.source, index, record), source, False, None)
 
+    def longest_text(self, index: int, record: Record) -> int:
+        """The most tokens that a text of the record can have, whatever training takes away.
+
+        Nothing is kept of it: with word dropout the tokens are others each time.
+        """
+        config, lazy = self.config, LazyRecord(self.source, index, record)
+        always = self._hidden(record.id, None)
+        hidden = {always, always or config.augment.hide_probability > 0}
+        ids = [
+            self._tokenizer.encode(lazy.text(one, hide), config.text_length)[0]
+            for one in config.sources
+            if one.kind == "text"
+            for hide in hidden
+        ]
+        front = 0
+        if config.context_includes_question:
+            asked = self.examples(index, record)[1]
+            front = max(len(self.question_ids(one.question)) for one in asked) - 1
+        return min(config.text_length, front + max(map(len, ids), default=1))
+
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""
-        return self._short_text("question", text, self.config.question_tokens)
+        config = self.config
+        setting = "question_length" if config.question_length else "text_length"
+        return self._short_text("question", text, text, config.question_tokens, setting)
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
         if not example.labelled:
             return np.zeros(0, np.int32)
         text = self.config.no_answer_text if example.null else example.answers[0]
-        return self._short_text("answer", text, self.config.answer_length)
+        whose = f"{example.attribute or example.question}: {text}"
+        return self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
 
     def read(
         self,
@@ -226,8 +254,12 @@ class ProductReader:
     def _encode(self, text: str, index: int, source: SourceConfig) -> np.ndarray:
         ids, truncated = self._tokenizer.encode(text, self.config.text_length)
         if truncated:
-            self.notes.once(f"source {source.name!r} truncated", index)
+            self._note_cut(source.name, index)
         return ids
+
+    def _note_cut(self, source: str, index: int) -> None:
+        event = f"source {source!r} truncated (data.text_length={self.config.text_length})"
+        self.notes.once(event, index, f"record {shown(self.examples(index)[0])}")
 
     def _image(
         self,
@@ -260,12 +292,15 @@ class ProductReader:
                 self.reject(lazy.record, lazy.index, str(error), file)
         return None
 
-    def _short_text(self, kind: str, text: str, length: int) -> np.ndarray:
+    def _short_text(
+        self, kind: str, text: str, whose: str, length: int, setting: str
+    ) -> np.ndarray:
         ids = self._texts.get((kind, text))
         if ids is None:
             ids, truncated = self._tokenizer.encode(text, length)
             if truncated:
-                self.notes.once(f"{kind} truncated", text)
+                event = f"{kind} truncated (data.{setting}={length})"
+                self.notes.once(event, text, shown(whose))
             self._texts.put((kind, text), ids, ids.nbytes + len(text))
         return ids
 
@@ -280,7 +315,7 @@ class ProductReader:
             if kinds[name] == "text":
                 ids = np.concatenate([front, value])
                 if len(ids) > length:
-                    self.notes.once(f"source {name!r} truncated", index)
+                    self._note_cut(name, index)
                     ids = np.append(ids[: length - 1], value[-1])
                 joined[name] = ids
         return joined

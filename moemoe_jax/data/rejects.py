@@ -25,7 +25,11 @@ class Rejects:
     """
 
     def __init__(
-        self, path: Path | str | None = None, max_fraction: float = 0.01, process: int = 0
+        self,
+        path: Path | str | None = None,
+        max_fraction: float = 0.01,
+        process: int = 0,
+        anew: bool = False,
     ):
         """Makes an empty list.
 
@@ -33,6 +37,7 @@ class Rejects:
           path: where to append; None keeps only the counts.
           max_fraction: the share of rejects, in 0..1, above which `check` raises.
           process: which of the job's processes this is.
+          anew: whether what an earlier job left in the file is removed.
         """
         if not 0.0 <= max_fraction <= 1.0:
             raise UserError(
@@ -47,6 +52,8 @@ class Rejects:
         self._keys: set[tuple[str, int, str]] = set()
         self._seen: dict[str, int] = {}
         self._lock, self._thread = threading.Lock(), threading.local()
+        if anew and self.path is not None:
+            self.path.unlink(missing_ok=True)
         self._written = _read_keys(self.path)
 
     def __getstate__(self):

@@ -37,7 +37,8 @@ class RecordSource(Protocol):
       splits: the splits that the source itself comes in, () where it comes in one piece.
 
     A source that knows the hashes of its ids without reading the records has also
-    `id_hashes() -> uint64 [N]` (see `moemoe_jax.data.splits`).
+    `id_hashes() -> uint64 [N]` (see `moemoe_jax.data.splits`). One whose images were made smaller
+    has `image_size`, the pixels of their longer side, or 0.
     """
 
     name: str
@@ -132,6 +133,12 @@ def own_splits(spec: str) -> tuple[str, ...]:
         return CatalogueSource.splits
     module, path = resolve(spec)
     return module.splits(path)
+
+
+def check_spec(spec: str) -> None:
+    """Refuses, without reading a record, what names no data; raises as `resolve` does."""
+    if spec.partition(":")[0] != CATALOGUE:
+        resolve(spec)
 
 
 def resolve(spec: str) -> tuple[ModuleType, Path]:

@@ -117,6 +117,7 @@ class SplitSource:
         self._hashes = id_hashes(source)
         self._indices = np.flatnonzero(_names(self._hashes, fractions, seed) == split)
         self.name = f"{source.name}[{split}]"
+        self.image_size = getattr(source, "image_size", 0)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -23,33 +23,36 @@ class Survey:
     Attributes:
       indices: int64 [N], the records with something to look at and something to ask.
       counts: int64 [N], how many questions each has.
+      lengths: int64 [N], the most tokens that a text of each can have; zeros if not measured.
       distinct: how many different questions there are; counted up to a limit.
       attributes: how often each attribute has each value ("" where there is known to be none).
     """
 
     indices: np.ndarray
     counts: np.ndarray
+    lengths: np.ndarray
     distinct: int
     attributes: dict[str, Counter[str]]
 
 
-def survey(reader: ProductReader, limit: int) -> Survey:
+def survey(reader: ProductReader, limit: int, measure: bool = False) -> Survey:
     """Looks at every record once.
 
     Args:
       reader: the records; its rejects and notes get what is left out.
       limit: stop counting different questions here.
+      measure: tokenises all texts, to find out how long they are.
 
     Raises:
       UserError: no question is left, or too many records are rejected.
     """
     with reader.rejects.found_by_all():
-        return _survey(reader, limit)
+        return _survey(reader, limit, measure)
 
 
-def _survey(reader: ProductReader, limit: int) -> Survey:
+def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
     config, source = reader.config, reader.source
-    indices, counts, distinct, known = [], [], set(), set()
+    indices, counts, lengths, distinct, known = [], [], [], set(), set()
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
         record = source[index]
@@ -64,6 +67,7 @@ def _survey(reader: ProductReader, limit: int) -> Survey:
         reader.prime(index, record)
         indices.append(index)
         counts.append(len(examples))
+        lengths.append(reader.longest_text(index, record) if measure else 0)
         for example in examples:
             if example.attribute is not None:
                 attributes[example.attribute][(example.answers or ("",))[0]] += 1
@@ -78,5 +82,9 @@ def _survey(reader: ProductReader, limit: int) -> Survey:
     if missing:
         logging.warning("data.attributes that no record has: %s", ", ".join(missing))
     return Survey(
-        np.asarray(indices), np.asarray(counts), min(len(distinct), limit), dict(attributes)
+        np.asarray(indices),
+        np.asarray(counts),
+        np.asarray(lengths),
+        min(len(distinct), limit),
+        dict(attributes),
     )

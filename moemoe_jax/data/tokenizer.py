@@ -26,6 +26,7 @@ from moemoe_jax.errors import UserError
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 TOKENIZER_FILES = _JSON, _SPM, _CONFIG = "tokenizer.json", "spiece.model", "tokenizer_config.json"
+TOKENIZERS = _JSON, _SPM  # either is enough
 # Read by transformers: the class that takes tokenizer.json as it is. (Its T5Tokenizer rebuilds the
 # pipeline from the vocabulary and would lose the byte fallback.)
 _HF_CONFIG = {

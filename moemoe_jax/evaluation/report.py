@@ -98,7 +98,7 @@ def render_report(
         _cards(metrics),
         _figures(answers, config),
         "<h2>Attributes</h2>",
-        f"<p>{html.escape(_definition(config))}</p>",
+        f"<p>{html.escape(explain(config))}</p>",
         _attribute_table(metrics),
         _top_k(metrics),
         _evidence(metrics),
@@ -161,15 +161,18 @@ def _figures(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
     return f'<h2>Confidence</h2><div class="figures">{"".join(panels)}</div>'
 
 
-def _definition(config: EvalConfig) -> str:
+def explain(config: EvalConfig) -> str:
+    """What the columns of the table of attributes are."""
     source = "these answers" if config.threshold_from == "test" else "the validation answers"
     sure = ""
     if config.bound == "clopper_pearson":
         sure = f", held with probability {1 - config.bound_delta:.0%} (Clopper-Pearson)"
     return (
-        f"R@90P is the share of answerable questions answered rightly when only {config.score}"
-        f" scores from a threshold up are published, and at least 90% of those are right{sure}."
-        f" Thresholds were chosen on {source}; majority always gives the most frequent value."
+        f"R@90P is the share of {config.recall_over} questions answered rightly when only"
+        f" {config.score} scores from a threshold up are published, and at least 90% of those are"
+        f" right{sure}; thr@90P is that threshold, chosen on {source}, and cov@90P the share of all"
+        " questions that is then published. majority is the accuracy of always giving the most"
+        " frequent value of an attribute, ECE the mean distance between score and accuracy."
     )
 
 

@@ -91,10 +91,10 @@ def answer_source(
     hidden = None if is_primary() else True  # None: where stderr is no terminal
     shown = tqdm.tqdm(batches, desc=title, unit="batch", disable=hidden, leave=False)
     answers = list(predictor(loaded.params, shown))
-    for event, count in notes.counts().items():
-        say(f"  note: {event}: {count}")
+    for line in notes.lines():
+        say(f"  {line}")
     if rejects.total:
-        say(f"  rejects so far: {rejects.total}")
+        say(f"  rejects so far: {rejects.total}, listed in {rejects.path}")
     return answers
 
 

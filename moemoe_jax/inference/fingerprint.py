@@ -30,10 +30,10 @@ def fingerprint(
       settings: what else the answers depend on, printable.
     """
     config = loaded.config
-    said = (config.model, config.answer, _what_matters(config.data), sorted(settings.items()))
+    said = (config.model, config.answer, what_matters(config.data), sorted(settings.items()))
     return {
         "input": input_digest(spec, output),
-        "model": _joined([_array_digest(loaded.params), _digest(workdir.tokenizer)]),
+        "model": _joined([_array_digest(loaded.params), content_digest(workdir.tokenizer)]),
         "settings": _joined(map(repr, said)),
     }
 
@@ -42,10 +42,10 @@ def input_digest(spec: str, output: Path) -> str:
     """Of the input's content; of what lies in folders inside it (images), names and sizes."""
     if spec.partition(":")[0] == CATALOGUE:
         return _joined([spec])
-    return _digest(resolve(spec)[1], output.name)
+    return content_digest(resolve(spec)[1], output.name)
 
 
-def _what_matters(data: DataConfig) -> DataConfig:
+def what_matters(data: DataConfig) -> DataConfig:
     """The settings of data, but for those of how it is read."""
     fixed = {"threads": 0, "prefetch": 0, "cache_images_mib": 0, "cache_text_mib": 0}
     return dataclasses.replace(data, **fixed, source="-", eval_source="", max_reject_fraction=1.0)
@@ -59,7 +59,7 @@ def _array_digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-def _digest(path: Path, ours: str | None = None) -> str:
+def content_digest(path: Path, ours: str | None = None) -> str:
     """Of a file, or a folder but for what is hidden, or ours by its name."""
     if path.is_file():
         return _content(path)

@@ -94,6 +94,31 @@ class Parts:
         return self._folder / f"{number:08d}.jsonl"
 
 
+def check_output(output: Path, overwrite: bool = False) -> None:
+    """Refuses what `open_parts` would refuse for certain, at once and without making anything.
+
+    Raises:
+      UserError: the output is a folder, or exists and was not begun here, or has no place.
+    """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file in it as --output")
+    if output.exists() and not overwrite and not _folder(output).exists():
+        raise _exists(output)
+    place = next(folder for folder in output.absolute().parents if folder.exists())
+    if not place.is_dir():
+        raise UserError(f"{place} is a file, so {output} cannot be in it; choose another --output")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{place} cannot be written to; choose another --output")
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.parts")
+
+
+def _exists(output: Path) -> UserError:
+    return UserError(f"{output} exists; choose another --output or add --overwrite")
+
+
 def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = False) -> Parts:
     """Begins an output, or goes on with one that was begun with the same fingerprint.
 
@@ -105,7 +130,7 @@ def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = Fals
     Raises:
       UserError: the output exists, or was begun with something else, or another process is at it.
     """
-    folder = output.with_name(f".{output.name}.parts")
+    folder = _folder(output)
     with told(output):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, output)
@@ -136,7 +161,7 @@ def _resumes(folder: Path, output: Path, fingerprint: dict[str, str]) -> bool:
     if output.exists() and not (same and (begun["replaces"] or (folder / _JOINED).exists())):
         if not answered:
             shutil.rmtree(folder)
-        raise UserError(f"{output} exists; choose another --output or add --overwrite")
+        raise _exists(output)
     return same
 
 

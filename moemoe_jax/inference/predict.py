@@ -13,16 +13,18 @@ import time
 
 from flax import nnx
 
+from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.notes import Notes
+from moemoe_jax.data.questions import question_text
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.data.rejects import Rejects
-from moemoe_jax.data.sources import open_source
+from moemoe_jax.data.sources import check_spec, open_source
 from moemoe_jax.inference.buckets import padding_is_read
 from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.evaluate import Say
 from moemoe_jax.inference.fingerprint import fingerprint
 from moemoe_jax.inference.loading import Loaded
-from moemoe_jax.inference.parts import Parts, open_parts, told
+from moemoe_jax.inference.parts import Parts, check_output, open_parts, told
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.inference.stream import Stream, answer_windows, stream_data
 from moemoe_jax.models.config import MoEMoEConfig
@@ -48,6 +50,7 @@ def predict(
     name: str = "",
     ask: Sequence[str] = (),
     only: Sequence[str] = (),
+    trained: Sequence[str] = (),
     calibrator: Calibrator | None = None,
     overwrite: bool = False,
     say: Say = print,
@@ -62,6 +65,7 @@ def predict(
       name: of the model, written into the answers.
       ask: attributes to ask of every record, whether or not it says something about them.
       only: the attributes to ask at all; by default the run's.
+      trained: the attributes that the model was trained on; questions of others are noted.
       calibrator: of the confidences.
       overwrite: start anew, and replace the output if there is one.
       say: prints a line.
@@ -93,9 +97,11 @@ def predict(
             labelled_only=False,
             ask=ask,
         )
-        stream = Stream(reader, config.model, config.answer, loaded.mesh.size)
+        known = _with_questions(trained, data)
+        stream = Stream(reader, config.model, config.answer, loaded.mesh.size, known)
         again = f", {len(parts.done)} of them answered already" if parts.done else ""
-        say(f"answering: {len(source)} records in {stream.windows} windows{again}")
+        windows = _number(stream.windows, "window")
+        say(f"answering: {_number(len(source), 'record')} in {windows}{again}")
         predictor = Predictor(
             loaded.graph, config, loaded.tokenizer, loaded.mesh, name, calibration=calibrator
         )
@@ -105,16 +111,35 @@ def predict(
         if len(parts.done) < stream.windows:
             say(
                 f"stopped by {signal.Signals(stopped.number).name}: {len(parts.done)} of "
-                f"{stream.windows} windows are answered; to go on, run the same without --overwrite"
+                f"{windows} are answered; to go on, run the same without --overwrite"
             )
             return stopped.number
         count = parts.join(stream.windows)
     finally:
         parts.close()
-    say(f"written: {count} answers to {output}")
+    say(f"written: {_number(count, 'answer')} to {output}")
     if rejects.total:
         say(f"rejects: {rejects.total}, listed in {rejects.path}")
     return 0
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def check_paths(spec: str, output: Path, overwrite: bool = False) -> None:
+    """Refuses, before a model is loaded, an input that is not there or an output that must not be.
+
+    Args:
+      spec: of the input, as `data.sources.open_source` takes it.
+      output: the file to write.
+      overwrite: as for `predict`.
+
+    Raises:
+      UserError: names what lies near the input, or what to do about the output.
+    """
+    check_spec(spec)
+    check_output(output, overwrite)
 
 
 def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
@@ -130,6 +155,12 @@ def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
         except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a kill: it will be written again
     return rejects
+
+
+def _with_questions(attributes: Sequence[str], data: DataConfig) -> set[str]:
+    """Attributes, and the questions that ask for them."""
+    template, templates = data.question_template, data.question_templates
+    return {*attributes, *(question_text(name, template, templates) for name in attributes)}
 
 
 def _answer(
@@ -166,8 +197,8 @@ def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say
     )
     if model.has("text") and (reason := padding_is_read(model)):
         say(f"  texts are padded to one length: {reason}")
-    for event, count in reader.notes.counts().items():
-        say(f"  note: {event}: {count}")
+    for line in reader.notes.lines():
+        say(f"  {line}")
 
 
 class _Progress:

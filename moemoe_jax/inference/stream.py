@@ -8,7 +8,7 @@ Shapes: P products, Q questions per product, U distinct questions, K tokens of a
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 from typing import TypeVar
@@ -21,6 +21,7 @@ from moemoe_jax.data.examples import Product
 from moemoe_jax.data.questions import Example
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.evaluation.answers import ScoredAnswer
+from moemoe_jax.files import shown
 from moemoe_jax.inference.buckets import batch_sizes, question_tables, smallest, text_lengths
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.models.config import MoEMoEConfig
@@ -101,6 +102,8 @@ class Stream:
       model: what the model is made of: decides the lengths.
       answer: window, sizes and lengths.
       devices: that share a batch.
+      trained: the attributes that the model was trained on, and their questions; where there are
+        any, a record's own questions about others are noted.
 
     Attributes:
       windows: how many there are.
@@ -109,9 +112,15 @@ class Stream:
     """
 
     def __init__(
-        self, reader: ProductReader, model: MoEMoEConfig, answer: AnswerConfig, devices: int = 1
+        self,
+        reader: ProductReader,
+        model: MoEMoEConfig,
+        answer: AnswerConfig,
+        devices: int = 1,
+        trained: Collection[str] = (),
     ):
         config = reader.config
+        self._trained = trained
         self._reader, self._size = reader, answer.window
         self.windows = -(-len(reader.source) // answer.window)
         self._sizes = batch_sizes(config.products_per_batch, devices)
@@ -151,6 +160,7 @@ class Stream:
         if not examples:
             reader.notes.add("products without a question left out")
             return []
+        self._note_untrained(examples)
         if reader.config.context_includes_question:
             found = [reader.read(index, lambda _, e=e: (e,)) for e in examples]
             return [product for product in found if product.examples]
@@ -159,6 +169,14 @@ class Stream:
             Product(product.examples[start : start + size], product.sources)
             for start in range(0, len(product.examples), size)
         ]
+
+    def _note_untrained(self, examples: Iterable[Example]) -> None:
+        """Notes the questions of a record's own that no attribute of the training has."""
+        known = {*self._trained, *self._reader.ask}
+        for example in examples if self._trained else ():
+            if example.attribute not in known and example.question not in known:
+                what = "questions about no attribute that the model was trained on"
+                self._reader.notes.add(what, example=shown(example.question))
 
     def _plan(self, rows: list[Product]) -> Iterator[np.ndarray]:
         """Which rows make a batch: neighbours by length; what is left over are the shortest."""
@@ -182,12 +200,8 @@ class Stream:
         self.shapes.add((size, length, table))
         filled = [*rows, *[Product((), {})] * (size - len(rows))]
         examples = [row.examples for row in filled]
-        batch = collate(filled, examples, self._reader, table)
+        batch = collate(filled, examples, self._reader, table, length)
         del batch["answer_ids"]
-        batch["sources"] = {
-            name: value[:, :length] if value.ndim == 2 else value
-            for name, value in batch["sources"].items()
-        }
         return Work(window, chosen, batch, examples)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import ml_collections
 
-from moemoe_jax.data.tokenizer import TOKENIZER_FILES, Tokenizer
+from moemoe_jax.data.tokenizer import TOKENIZER_FILES, TOKENIZERS, Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, to_json
 from moemoe_jax.files import MAX_JSON_BYTES, find_file, new_folder
@@ -130,8 +130,13 @@ def load_tokenizer(folder: str) -> Tokenizer:
     Raises:
       UserError: for such a link, a file far too large, or a folder without a tokenizer.
     """
-    for name in TOKENIZER_FILES:
-        path = find_file(folder, name)
+    found = {name: find_file(folder, name) for name in TOKENIZER_FILES}
+    if Path(folder).is_dir() and not any(found[name] for name in TOKENIZERS):
+        raise UserError(
+            f"{folder} holds no tokenizer ({' or '.join(TOKENIZERS)}): download the model's into "
+            "it, or name a folder that has it as --config.data.tokenizer"
+        )
+    for name, path in found.items():
         if path and path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(
                 f"{Path(folder, name)} has more than {MAX_JSON_BYTES} bytes: is it the right file?"

@@ -16,6 +16,7 @@ from moemoe_jax.interop.text_config import text_model
 from moemoe_jax.interop.vision_config import vision_config
 from moemoe_jax.interop.weights import open_weights
 from moemoe_jax.models.seq2seq import Seq2Seq
+from moemoe_jax.nn.params import Keys
 from moemoe_jax.nn.swinv2 import SwinV2
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
 from moemoe_jax.parallel.sharding import param_shardings
@@ -38,7 +39,7 @@ def load_text(folder: str | os.PathLike, mesh: Mesh | None = None, **changes) ->
     found = text_model(weights)
     text = dataclasses.replace(found.config.text, **changes)
     config = dataclasses.replace(found.config, text=text)
-    model = nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Seq2Seq(config, rngs=Keys(jax.random.key(0))))
     return _load(model, lambda names: make_plan([(weights, found.tensor_map(ALONE))], names), mesh)
 
 
@@ -46,7 +47,7 @@ def load_vision(folder: str | os.PathLike, mesh: Mesh | None = None) -> SwinV2:
     """Loads a SwinV2; `folder` and `mesh` are as for `load_text`."""
     weights = open_weights(folder)
     config = vision_config(weights)
-    model = nnx.eval_shape(lambda: SwinV2(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: SwinV2(config, rngs=Keys(jax.random.key(0))))
     tensor_map = swinv2_map({"vision": ("",)}, weights.names())
     return _load(model, lambda names: make_plan([(weights, tensor_map)], names), mesh)
 

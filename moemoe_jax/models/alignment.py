@@ -14,8 +14,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.models.fusion import Encoded, mean_pool
+from moemoe_jax.models.fusion import Encoded, extend_text, mean_pool
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.rows import REPEATS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def variance(vectors: jax.Array, present: jax.Array) -> jax.Array:
 
 
 class TokenProjection(nnx.Module):
-    """Dense(D → 1) per token, without a bias: [B, K, D] becomes a vector of K per row."""
+    """Dense(D → 1) per token, without a bias: K tokens become a vector of K."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(width**-0.5)
@@ -139,11 +140,12 @@ class TokenProjection(nnx.Module):
     def __call__(self, encoded: Encoded, mask_padding: bool) -> tuple[jax.Array, jax.Array]:
         """Returns vectors [B, K] and which of their entries count, bool [B, K]."""
         valid = encoded.valid if mask_padding else jnp.ones_like(encoded.valid)
-        return self.score(encoded.tokens)[..., 0], valid
+        scores = self.score(encoded.rows)[..., 0]
+        return REPEATS[encoded.repeat].spread(scores, valid.shape[1]), valid
 
 
 class MeanPool(nnx.Module):
-    """The mean over the real tokens: [B, K, D] becomes a vector of D per row. No parameters."""
+    """The mean over the real tokens: K tokens become a vector of D. No parameters."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         pass
@@ -153,12 +155,6 @@ class MeanPool(nnx.Module):
         kept = encoded if mask_padding else encoded.replace(valid=jnp.ones_like(encoded.valid))
         vectors = mean_pool(kept)
         return vectors, jnp.ones(vectors.shape, bool)
-
-
-def _stretch(question: Encoded, source: Encoded) -> Encoded:
-    """Pads the J tokens of the questions to the K of a source."""
-    missing = ((0, 0), (0, source.valid.shape[1] - question.valid.shape[1]))
-    return Encoded(jnp.pad(question.tokens, (*missing, (0, 0))), jnp.pad(question.valid, missing))
 
 
 REDUCTIONS: dict[str, type[nnx.Module]] = {"token_linear": TokenProjection, "mean_pool": MeanPool}
@@ -184,10 +180,10 @@ class Alignment(nnx.Module):
         """The loss of each source, a mean over the asked questions of products that have it.
 
         Args:
-          question: distinct questions, tokens [U, J <= K, D].
+          question: U distinct questions, of J <= K tokens.
           index: int [P, Q], which of them a product is asked.
           asked: bool [P, Q], False for padding questions.
-          sources: S encodings of [P, K, D], stretched to K tokens.
+          sources: S encodings of P products, of K tokens each.
           present: bool [P, S].
 
         Returns:
@@ -196,7 +192,9 @@ class Alignment(nnx.Module):
         """
         config = self.config
         last = len(self.reduce) - 1
-        q, q_valid = self.reduce[0](_stretch(question, sources[0]), config.mask_padding)
+        q, q_valid = self.reduce[0](
+            extend_text(question, sources[0].valid.shape[1]), config.mask_padding
+        )
         losses, spreads = [], []
         for s, source in enumerate(sources):
             vector, valid = self.reduce[min(s + 1, last)](source, config.mask_padding)

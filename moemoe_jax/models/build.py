@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from moemoe_jax.models.config import MoEMoEConfig
 from moemoe_jax.models.moemoe import MoEMoE
+from moemoe_jax.nn.params import Keys
 from moemoe_jax.parallel.sharding import param_shardings
 
 Path = tuple[str | int, ...]
@@ -15,7 +16,7 @@ Path = tuple[str | int, ...]
 
 def abstract_model(config: MoEMoEConfig) -> MoEMoE:
     """The model with shapes in place of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: MoEMoE(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: MoEMoE(config, rngs=Keys(jax.random.key(0))))
 
 
 def create_model(config: MoEMoEConfig, seed: int, mesh: Mesh) -> MoEMoE:
@@ -29,7 +30,7 @@ def create_model(config: MoEMoEConfig, seed: int, mesh: Mesh) -> MoEMoE:
     graph, shapes = nnx.split(abstract_model(config))
 
     def make(key: jax.Array) -> nnx.State:
-        return nnx.state(MoEMoE(config, rngs=nnx.Rngs(params=key)))
+        return nnx.state(MoEMoE(config, rngs=Keys(key)))
 
     made = jax.jit(make, out_shardings=param_shardings(shapes, mesh))(jax.random.key(seed))
     return nnx.merge(graph, made)
@@ -53,7 +54,7 @@ def create_parameters(
         return {name: jax.tree.leaves(flat[path])[0] for name, path in named.items()}
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        return pick(nnx.state(MoEMoE(config, rngs=nnx.Rngs(params=key))))
+        return pick(nnx.state(MoEMoE(config, rngs=Keys(key))))
 
     shapes = nnx.state(abstract_model(config))
     # What is not asked for is not computed: the compiler leaves it out.

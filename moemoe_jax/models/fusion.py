@@ -8,7 +8,8 @@ be built: T5's cross-attention projects keys and values without a norm or a bias
 e are Σ_s w_s ∗ (S_s W_k). The sources are projected once per product and a question brings only its
 scalars. `Fused` is that pair; `literal` builds e, the slow and obvious way, as the oracle.
 
-Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width.
+Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width,
+N rows of all sources (n of one), of which some stand for several tokens: see `nn.rows`.
 """
 
 from collections.abc import Callable
@@ -20,14 +21,22 @@ import jax.numpy as jnp
 
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import param
+from moemoe_jax.nn.rows import REPEATS, Rows, join, parts
 
 
 @struct.dataclass
 class Encoded:
-    """Encoder outputs: `tokens` float [B, K, D] and `valid` bool [B, K], False at padding."""
+    """Encoder outputs for K tokens.
 
-    tokens: jax.Array
+    Attributes:
+      rows: float [B, n, D], n <= K.
+      valid: bool [B, K], False at padding.
+      repeat: how the rows fill the tokens, a name of `nn.rows.REPEATS`.
+    """
+
+    rows: jax.Array
     valid: jax.Array
+    repeat: str = struct.field(pytree_node=False, default="pad")
 
 
 @struct.dataclass
@@ -35,58 +44,46 @@ class Fused:
     """What the decoder reads.
 
     Attributes:
-      sources: float [P, S, K, D], shared by all the questions of a product.
+      sources: rows [P, N, D], shared by all the questions of a product.
       weights: float32 [P, Q, S, K], or None for all ones.
       valid: bool [P, Q, K], the tokens that cross-attention may look at.
       shares: float32 [P, Q, S], the mean weight of each source over the tokens where it counts, to
         be reported; None where nothing was weighed.
     """
 
-    sources: jax.Array
+    sources: Rows
     weights: jax.Array | None
     valid: jax.Array
     shares: jax.Array | None = None
 
 
+def join_sources(sources: tuple[Encoded, ...]) -> Rows:
+    """The rows of all sources, one after the other."""
+    return join([source.rows for source in sources], [source.repeat for source in sources])
+
+
 def literal(fused: Fused) -> Fused:
     """Builds e (eq 5) for every question: the same fusion with P·Q products of one source each."""
-    products, questions = fused.valid.shape[:2]
-    weights = fused.weights.astype(fused.sources.dtype)
-    e = jnp.einsum("pqsk,pskd->pqkd", weights, fused.sources)
+    products, questions, length = fused.valid.shape
+    by_channel = parts(jnp.swapaxes(fused.sources.values, 1, 2), fused.sources.spans)
+    tokens = [
+        REPEATS[repeat].spread(x, length)
+        for x, (_, repeat) in zip(by_channel, fused.sources.spans, strict=True)
+    ]
+    weights = fused.weights.astype(fused.sources.values.dtype)
+    e = jnp.einsum("pqsk,psdk->pqkd", weights, jnp.stack(tokens, axis=1))
     rows = products * questions
     return Fused(
-        sources=e.reshape(rows, 1, *e.shape[2:]),
+        sources=join([e.reshape(rows, length, -1)], ["pad"]),
         weights=None,
         valid=fused.valid.reshape(rows, 1, -1),
     )
 
 
-# --- how an image of K' tokens becomes K tokens (eq 3) --------------------------------------------
+# --- how an image of n patches becomes K tokens (eq 3) --------------------------------------------
 
-
-def _tile(tokens: jax.Array, length: int) -> jax.Array:
-    return jnp.tile(tokens, (1, length // tokens.shape[1], 1))
-
-
-def _interleave(tokens: jax.Array, length: int) -> jax.Array:
-    return jnp.repeat(tokens, length // tokens.shape[1], axis=1)
-
-
-def _interpolate(tokens: jax.Array, length: int) -> jax.Array:
-    shape = (tokens.shape[0], length, tokens.shape[2])
-    return jax.image.resize(tokens, shape, method="linear").astype(tokens.dtype)
-
-
-def _pad(tokens: jax.Array, length: int) -> jax.Array:
-    return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1]), (0, 0)))
-
-
-IMAGE_REPEATS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
-    "tile": _tile,  # patch j at j, j + K', j + 2K' …: the paper's repeat
-    "interleave": _interleave,  # patch j at jr … jr + r - 1
-    "interpolate": _interpolate,  # linear, for any K
-    "pad": _pad,  # once, then padding
-}
+# What `REPEATS` has, or linear interpolation for any K, which gives K different rows.
+IMAGE_REPEATS = (*REPEATS, "interpolate")
 
 
 def check_image_length(repeat: str, image_tokens: int, length: int) -> None:
@@ -108,21 +105,20 @@ def check_image_length(repeat: str, image_tokens: int, length: int) -> None:
         )
 
 
-def repeat_image(tokens: jax.Array, length: int, repeat: str) -> Encoded:
-    """Stretches image tokens [P, K', D] to the text length K (eq 3)."""
-    count = tokens.shape[1]
-    filled = count if repeat == "pad" else length
-    valid = jnp.broadcast_to(jnp.arange(length) < filled, (tokens.shape[0], length))
-    return Encoded(IMAGE_REPEATS[repeat](tokens, length), valid)
+def repeat_image(rows: jax.Array, length: int, repeat: str) -> Encoded:
+    """Has image rows [P, n, D] stand for the K tokens of a text (eq 3)."""
+    filled = rows.shape[1] if repeat == "pad" else length
+    valid = jnp.broadcast_to(jnp.arange(length) < filled, (rows.shape[0], length))
+    if repeat != "interpolate":
+        return Encoded(rows, valid, repeat)
+    shape = (rows.shape[0], length, rows.shape[2])
+    return Encoded(jax.image.resize(rows, shape, method="linear").astype(rows.dtype), valid)
 
 
 def extend_text(encoded: Encoded, length: int) -> Encoded:
-    """Appends padding to texts [P, K', D] that were encoded at fewer than the K tokens."""
-    missing = length - encoded.tokens.shape[1]
-    if not missing:
-        return encoded
-    tokens = jnp.pad(encoded.tokens, ((0, 0), (0, missing), (0, 0)))
-    return Encoded(tokens, jnp.pad(encoded.valid, ((0, 0), (0, missing))))
+    """Appends padding to texts that were encoded at fewer than the K tokens."""
+    missing = length - encoded.valid.shape[1]
+    return encoded.replace(valid=jnp.pad(encoded.valid, ((0, 0), (0, missing))))
 
 
 # --- the gate: one weight per question, source and token (eq 4) -----------------------------------
@@ -138,32 +134,49 @@ class TokenGate(nnx.Module):
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         self.score = _score_layer(sources, width, rngs)
 
-    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
-        """Returns logits [P, Q, S, K] from `question` [U, K, D] and `index` int [P, Q]."""
-        return jnp.swapaxes(self.score(question.tokens), 1, 2)[index]
+    def __call__(
+        self, question: Encoded, index: jax.Array, sources: Rows, length: int
+    ) -> jax.Array:
+        """Returns logits [P, Q, S, K] from K tokens of U questions and `index` int [P, Q]."""
+        return jnp.swapaxes(self.score(question.rows), 1, 2)[index]
 
 
 class PooledGate(TokenGate):
     """The same weights at every token, from the mean of the question's real tokens."""
 
-    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+    def __call__(
+        self, question: Encoded, index: jax.Array, sources: Rows, length: int
+    ) -> jax.Array:
         """Returns logits [P, Q, S, K], equal along K."""
         logits = self.score(mean_pool(question))[index]
-        return jnp.broadcast_to(logits[..., None], (*logits.shape, sources.shape[2]))
+        return jnp.broadcast_to(logits[..., None], (*logits.shape, length))
 
 
 class CrossGate(TokenGate):
     """Each source token attends to the question; its weight is read from what it finds there."""
 
-    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+    def __call__(
+        self, question: Encoded, index: jax.Array, sources: Rows, length: int
+    ) -> jax.Array:
         """Returns logits [P, Q, S, K]."""
-        tokens, valid = question.tokens[index], question.valid[index]
-        scale = tokens.shape[-1] ** -0.5
-        attention = jnp.einsum("pskd,pqjd->pqskj", sources, tokens).astype(jnp.float32) * scale
-        attention = jnp.where(valid[:, :, None, None], attention, -1e9)
+        tokens, valid = question.rows[index], question.valid[index][:, :, None]
+        attention = jnp.einsum("pnd,pqjd->pqnj", sources.values, tokens).astype(jnp.float32)
+        attention = jnp.where(valid, attention * tokens.shape[-1] ** -0.5, -1e9)
+        probs = jnp.swapaxes(jax.nn.softmax(attention, axis=-1), 2, 3)  # [P, Q, J, N]
+        # A token that no row stands for is a vector of zeros: it attends to all alike.
+        evenly = jax.nn.softmax(jnp.where(valid, 0.0, -1e9), axis=-1)  # [P, Q, 1, J]
         # Scoring before averaging: FC is linear, so the S scores of each question token suffice.
-        probs = jax.nn.softmax(attention, axis=-1)
-        return jnp.einsum("pqskj,pqjs->pqsk", probs, self.score(tokens))
+        scores = jnp.swapaxes(self.score(tokens), 2, 3)  # [P, Q, S, J]
+        default = jnp.sum(scores * evenly, axis=-1, keepdims=True)
+        found = [
+            REPEATS[repeat].spread(
+                jnp.einsum("pqjn,pqj->pqn", part, scores[:, :, s]) - default[:, :, s], length
+            )
+            for s, (part, (_, repeat)) in enumerate(
+                zip(parts(probs, sources.spans), sources.spans, strict=True)
+            )
+        ]
+        return default + jnp.stack(found, axis=2)
 
 
 class LearnedGate(nnx.Module):
@@ -172,9 +185,11 @@ class LearnedGate(nnx.Module):
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         self.logits = param(rngs, (sources,), nnx.initializers.constant(1 / sources), (None,))
 
-    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+    def __call__(
+        self, question: Encoded, index: jax.Array, sources: Rows, length: int
+    ) -> jax.Array:
         """Returns logits [P, Q, S, K], equal for all questions and tokens."""
-        shape = (*index.shape, sources.shape[1], sources.shape[2])
+        shape = (*index.shape, len(sources.spans), length)
         return jnp.broadcast_to(self.logits[...][:, None], shape)
 
 
@@ -184,9 +199,11 @@ class UnitGate(nnx.Module):
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         pass
 
-    def __call__(self, question: Encoded, index: jax.Array, sources: jax.Array) -> jax.Array:
+    def __call__(
+        self, question: Encoded, index: jax.Array, sources: Rows, length: int
+    ) -> jax.Array:
         """Returns ones [P, Q, S, K]."""
-        return jnp.ones((*index.shape, sources.shape[1], sources.shape[2]), jnp.float32)
+        return jnp.ones((*index.shape, len(sources.spans), length), jnp.float32)
 
 
 GATES: dict[str, type[nnx.Module]] = {
@@ -302,9 +319,10 @@ def fusion_valid(
 
 def mean_pool(encoded: Encoded) -> jax.Array:
     """The mean over the real tokens, float32 [B, D]; a row of padding gives zero."""
-    valid = encoded.valid[..., None].astype(jnp.float32)
-    total = jnp.sum(encoded.tokens.astype(jnp.float32) * valid, axis=1)
-    return total / jnp.maximum(jnp.sum(valid, axis=1), 1.0)
+    real = encoded.valid.astype(jnp.float32)
+    counts = REPEATS[encoded.repeat].fold(real, encoded.rows.shape[1])  # tokens of each row
+    total = jnp.sum(encoded.rows.astype(jnp.float32) * counts[..., None], axis=1)
+    return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from moemoe_jax.models.fusion import (
     extend_text,
     fusion_valid,
     gate_weights,
+    join_sources,
     literal,
     mean_pool,
     repeat_image,
@@ -95,7 +96,7 @@ class MoEMoE(nnx.Module):
     def encode_sources(
         self, sources: dict[str, jax.Array], key: jax.Array | None = None
     ) -> tuple[tuple[Encoded, ...], Stats]:
-        """Encodes the products' sources and stretches each to K tokens (eqs 1-3).
+        """Encodes the products' sources, each of which stands for K tokens (eqs 1-3).
 
         Args:
           sources: by name, int [P, K] token ids or uint8 [P, H, W, 3] pixels. Texts may come with
@@ -103,7 +104,7 @@ class MoEMoE(nnx.Module):
           key: a PRNG key in training, None for deterministic.
 
         Returns:
-          S encodings of [P, K, D], in the order of `config.sources`, and the mixtures' statistics.
+          S encodings of P products, in the order of `config.sources`, and the mixtures' statistics.
         """
         keys = rng.split(key, len(self.config.sources))
         encoded, stats = [], {}
@@ -130,16 +131,17 @@ class MoEMoE(nnx.Module):
         """Weighs the sources by the question (eqs 4-5).
 
         Args:
-          question: distinct questions, tokens [U, K, D]; None without a question encoder.
+          question: U distinct questions; None without a question encoder.
           index: int [P, Q], which question each product is asked.
-          sources: S encodings of [P, K, D].
+          sources: S encodings of P products, of K tokens each.
           present: bool [P, S], False where a product lacks a source.
         """
         config = self.config
-        stacked = jnp.stack([source.tokens for source in sources], axis=1)
+        rows = join_sources(sources)
         real = jnp.stack([source.valid for source in sources], axis=1)
         counts = counting_tokens(real, present, config.fusion.padding)
-        weights = gate_weights(self.gate(question, index, stacked), counts, config.fusion.gate_norm)
+        logits = self.gate(question, index, rows, real.shape[-1])
+        weights = gate_weights(logits, counts, config.fusion.gate_norm)
         valid = fusion_valid(
             real,
             present,
@@ -147,7 +149,7 @@ class MoEMoE(nnx.Module):
             config.fusion.mask,
         )
         return Fused(
-            sources=stacked,
+            sources=rows,
             weights=weights,
             valid=jnp.broadcast_to(valid[:, None], (*index.shape, valid.shape[-1])),
             shares=source_shares(weights, counts),
@@ -228,13 +230,13 @@ class MoEMoE(nnx.Module):
     ) -> tuple[Encoded | None, tuple[Encoded, ...], Stats]:
         """Runs the encoders on a batch: the question's encoding, the sources' and statistics."""
         keys = rng.split(key, 2)
-        sources, stats = self.encode_sources(self._texts_that_are_there(batch), keys[0])
+        sources, stats = self.encode_sources(self.texts_that_are_there(batch), keys[0])
         if not self.config.question_encoder:
             return None, sources, stats
         question, found = self.encode_question(batch["question_ids"], keys[1])
         return question, sources, stats | found
 
-    def _texts_that_are_there(self, batch: dict) -> dict[str, jax.Array]:
+    def texts_that_are_there(self, batch: dict) -> dict[str, jax.Array]:
         """The sources, with a text that a product lacks as padding: it takes no expert slot."""
         sources = dict(batch["sources"])
         for spec in self.config.sources:
@@ -247,7 +249,7 @@ class MoEMoE(nnx.Module):
         """The mean vector of each asked question, [P, Q, D], in the compute dtype."""
         if question is None:
             return None
-        return mean_pool(question).astype(question.tokens.dtype)[index]
+        return mean_pool(question).astype(question.rows.dtype)[index]
 
     def __call__(self, batch: dict, key: jax.Array | None = None) -> Outputs:
         """Runs a whole training batch; `key` None is deterministic.
@@ -258,20 +260,35 @@ class MoEMoE(nnx.Module):
           key: a PRNG key in training.
         """
         keys = rng.split(key, 2)
+        return self.read_encoded(batch, self.encode(batch, keys[0]), keys[1])
+
+    def read_encoded(
+        self,
+        batch: dict,
+        encoded: tuple[Encoded | None, tuple[Encoded, ...], Stats],
+        key: jax.Array | None = None,
+        align: bool = True,
+    ) -> Outputs:
+        """What follows the encoders in a training batch.
+
+        Args:
+          batch: as above; neither the sources nor `question_ids` are looked at.
+          encoded: what `encode` gave.
+          key: a PRNG key in training, None for deterministic.
+          align: whether to compute the alignment losses, which the encodings alone decide.
+        """
+        question, sources, stats = encoded
         index, asked = batch["question_index"], batch["question_valid"]
         present = self.present(batch)
-        question, sources, stats = self.encode(batch, keys[0])
         fused = self.fuse(question, index, sources, present)
         answer = batch["answer_ids"]
         inputs = jnp.pad(answer[..., :-1], ((0, 0), (0, 0), (1, 0)))
         vectors = self.question_vectors(question, index)
-        hidden, found = self.decode(
-            fused, inputs, (answer != 0) & asked[..., None], vectors, keys[1]
-        )
+        hidden, found = self.decode(fused, inputs, (answer != 0) & asked[..., None], vectors, key)
         nothing = jnp.zeros((0,), jnp.float32)
         alignment, variance = (
             (nothing, nothing)
-            if question is None
+            if question is None or not align
             else self.alignment(question, index, asked, sources, present)
         )
         hidden, vocabulary = self._readout(hidden)
@@ -292,8 +309,8 @@ class MoEMoE(nnx.Module):
     def _encode_image(self, pixels: jax.Array, key: jax.Array | None) -> Encoded:
         config = self.config
         mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
-        tokens = self.image_encoder((pixels / 255.0 - mean) / std, key)
+        rows = self.image_encoder((pixels / 255.0 - mean) / std, key)
         if self.image_projection is not None:
-            tokens = self.image_projection(tokens)
-        tokens = constrain(tokens.astype(config.text.dtype), "batch")
-        return repeat_image(tokens, config.text_length, config.fusion.image_repeat)
+            rows = self.image_projection(rows)
+        rows = constrain(rows.astype(config.text.dtype), "batch")
+        return repeat_image(rows, config.text_length, config.fusion.image_repeat)

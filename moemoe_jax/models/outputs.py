@@ -20,7 +20,7 @@ class Outputs:
       hidden: float [P, Q, L, D], the decoder's last hidden states, ready for the vocabulary.
       vocabulary: float [D, V], by which they are scored.
       alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
-        encoder.
+        encoder, or where it was not asked for.
       alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
       source_weights: float32 [P, Q, S], the mean weight of each source over the tokens where it
         counts (eq 4).

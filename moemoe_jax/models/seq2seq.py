@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.models.fusion import Fused
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.rows import join
 from moemoe_jax.nn.t5 import (
     T5Config,
     T5Decoder,
@@ -75,7 +76,7 @@ class Seq2Seq(nnx.Module):
 
     def fuse(self, hidden: jax.Array, ids: jax.Array) -> Fused:
         """The memory of a decoder that answers one question a text, with nothing to weigh."""
-        return Fused(sources=hidden[:, None], weights=None, valid=(ids != 0)[:, None])
+        return Fused(join([hidden], ["pad"]), weights=None, valid=(ids != 0)[:, None])
 
     def embed_answer(self, inputs: jax.Array, question: None, first: bool) -> jax.Array:
         """Embeds int [B, 1, L]; the start token is like any other."""

@@ -4,10 +4,11 @@ The memory of a decoder here is a question-guided sum of sources, e_k = sum_s w_
 one scalar w per question, source and token. Cross-attention projects e with neither norm nor
 bias in front, so its keys are sum_s w_sk (S_sk W_k), its values likewise: the products S W_k and
 S W_v are computed once per product and shared by all of its questions, and only the weights,
-one number a token, differ between questions.
+one number a token, differ between questions. Nor does a row that stands for several tokens
+differ between those (see `rows`): it is projected, and multiplied with a query, once.
 
-Shapes: P products, Q questions, S sources, K memory tokens, L queries, H heads, C channels of a
-head, D width, M cached positions. A leading "..." is any batch.
+Shapes: P products, Q questions, S sources, N rows of all sources, K memory tokens, L queries, H
+heads, C channels of a head, D width, M cached positions. A leading "..." is any batch.
 """
 
 import math
@@ -20,6 +21,7 @@ import numpy as np
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import param
 from moemoe_jax.nn.rng import dropout
+from moemoe_jax.nn.rows import Rows, Spans, fold, spread
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -123,10 +125,18 @@ class KVCache:
 
 @struct.dataclass
 class Memory:
-    """One layer's projected sources [P, S, K, H, C], shared by all questions of a product."""
+    """One layer's projected sources, shared by all questions of a product.
+
+    Attributes:
+      keys: [P, H, C, N], as the product with queries wants them: what every step of decoding reads
+        is turned round once.
+      values: [P, H, N, C], as the product with what is paid to each row wants them.
+      spans: of the rows.
+    """
 
     keys: jax.Array
     values: jax.Array
+    spans: Spans = struct.field(pytree_node=False)
 
 
 class Attention(nnx.Module):
@@ -216,9 +226,10 @@ class CrossAttention(Attention):
     questions counted as products (P' = P Q, Q' = 1) and no weights.
     """
 
-    def project(self, sources: jax.Array) -> Memory:
-        """Projects sources [P, S, K, D] once for all questions and all decoding steps."""
-        return Memory(self.split(self.key(sources)), self.split(self.value(sources)))
+    def project(self, sources: Rows) -> Memory:
+        """Projects rows [P, N, D] once for all questions and all decoding steps."""
+        keys, values = (self.split(f(sources.values)) for f in (self.key, self.value))
+        return Memory(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), sources.spans)
 
     def __call__(
         self,
@@ -240,15 +251,18 @@ class CrossAttention(Attention):
         Returns:
           [P, Q, L, D].
         """
-        query = self.split(self.query(x))
+        products, questions, length, _ = x.shape
+        shape = (products, self.heads, questions, length, -1)
+        # A product's questions are one matrix, of Q L rows.
+        query = self.query(x).reshape(products, -1, self.heads, self.head_dim)
         scores = jnp.einsum(
-            "pqlhc,pskhc->pqhlsk", query, memory.keys, preferred_element_type=jnp.float32
+            "pmhc,phcn->phmn", query, memory.keys, preferred_element_type=jnp.float32
         )
         if weights is not None:
-            weights = weights.astype(jnp.float32)[:, :, None, None]  # [P, Q, 1, 1, S, K]
-            scores = scores * weights
-        shares = masked_softmax(jnp.sum(scores, axis=-2), valid[:, :, None, None])
-        shares = dropout(shares, self.dropout, key)[..., None, :]  # [P, Q, H, L, 1, K]
-        shares = jnp.broadcast_to(shares, scores.shape) if weights is None else shares * weights
-        y = jnp.einsum("pqhlsk,pskhc->pqlhc", shares.astype(memory.values.dtype), memory.values)
-        return self.out(self.merge(y))
+            weights = weights.astype(jnp.float32)[:, None, :, None]  # [P, 1, Q, 1, S, K]
+        scores = spread(scores.reshape(shape), weights, memory.spans, valid.shape[-1])
+        shares = masked_softmax(scores, valid[:, None, :, None])  # [P, H, Q, L, K]
+        shares = fold(dropout(shares, self.dropout, key), weights, memory.spans)
+        shares = shares.reshape(products, self.heads, questions * length, -1)
+        y = jnp.einsum("phmn,phnc->pmhc", shares.astype(memory.values.dtype), memory.values)
+        return self.out(self.merge(y)).reshape(x.shape)

@@ -24,8 +24,25 @@ class RouterParam(nnx.Param):
     """A parameter of a router: what decides which experts a token goes to."""
 
 
+class Keys:
+    """Keys for the parameters of a model, one after the other: those of `nnx.Rngs(params=key)`.
+
+    That one counts in an array, and to look at one while JAX traces takes the longer the more was
+    traced before: most of the time in which a model of a few hundred parameters is made.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        key = jax.random.fold_in(self._key, self._count)
+        self._count += 1
+        return key
+
+
 def param(
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | Keys,
     shape: Sequence[int],
     init: Initializer,
     axes: Sequence[str | None],

@@ -4,8 +4,8 @@ The token embedding tables live outside, so that stacks can share them or not. T
 P products x Q questions at once and reads a memory that a product's questions share (see
 `attention`).
 
-Shapes: B rows, P products, Q questions, S sources, K memory tokens, L answer tokens, D width,
-V vocabulary, M cached positions.
+Shapes: B texts, P products, Q questions, S sources, N rows of all sources, K memory tokens, L
+answer tokens, D width, V vocabulary, M cached positions.
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from moemoe_jax.nn.attention import KVCache
 from moemoe_jax.nn.linear import Embed, Linear
 from moemoe_jax.nn.norms import RMSNorm
 from moemoe_jax.nn.rng import dropout, fold, split
+from moemoe_jax.nn.rows import Rows
 from moemoe_jax.nn.stack import Stack
 from moemoe_jax.nn.t5_block import T5Block, T5Config, relative_bias
 from moemoe_jax.parallel.axes import constrain
@@ -159,8 +160,8 @@ class T5Decoder(T5Stack):
         layers = config.num_decoder_layers
         super().__init__(config, layers, decoder=True, moe=moe, moe_layers=moe_layers, rngs=rngs)
 
-    def project(self, sources: jax.Array) -> tuple:
-        """Projects sources [P, S, K, D] to every layer's `Memory`, once for all questions.
+    def project(self, sources: Rows) -> tuple:
+        """Projects rows [P, N, D] to every layer's `Memory`, once for all questions.
 
         In the result, P is dimension `self.stack.batch_axis` of every array.
         """

@@ -17,6 +17,9 @@ import optax
 
 from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, shards, spec_for
 
+# What a batch has once for all of its products: a table of the distinct questions.
+SHARED = frozenset({"question_ids", "encoded_questions"})
+
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
@@ -138,14 +141,27 @@ def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
 
 
 @functools.lru_cache(maxsize=64)
-def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
-    """The rows of a global batch of `rows` that the devices of this process hold, growing.
+def process_rows(mesh: Mesh, rows: int) -> dict[int, tuple[int, ...]]:
+    """The rows of a global batch of `rows` that the devices of each process hold, growing.
 
     They follow from the mesh: they need not be a slice, two processes may hold the same ones, and
     each holds all of a batch that does not divide.
     """
-    places = rows_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
-    return tuple(sorted({row for (index,) in places for row in range(*index.indices(rows))}))
+    held: dict[int, set[int]] = {}
+    for device, (index,) in rows_sharding(mesh, rows).devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*index.indices(rows)))
+    return {process: tuple(sorted(held[process])) for process in sorted(held)}
+
+
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """The rows of a global batch of `rows` that this process holds; see `process_rows`."""
+    return process_rows(mesh, rows)[jax.process_index()]
+
+
+def local_part(array: jax.Array) -> np.ndarray:
+    """What this process holds of an array that is split along its rows: its `local_rows`."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
@@ -156,8 +172,8 @@ def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
     questions, a scalar) is replicated.
 
     Args:
-      batch: what every process holds whole, and where `products` is given, for all but
-        `question_ids`, of its own rows alone.
+      batch: what every process holds whole, and where `products` is given, for all but what is
+        `SHARED` by the products, of its own rows alone.
       mesh: from `make_mesh`.
       products: P, the rows of the global batch; a process passes its `local_rows(mesh, P)`. None:
         each passes all of them.
@@ -166,7 +182,7 @@ def place_batch(batch: Any, mesh: Mesh, products: int | None = None) -> Any:
 
     def place(path: tuple[Any, ...], array: Any) -> jax.Array:
         array = np.asarray(array)
-        if held is None or path_name(path) == "question_ids":
+        if held is None or path[0].key in SHARED:
             sharding = rows_sharding(mesh, array.shape[0]) if array.ndim else replicated(mesh)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -190,8 +206,8 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
-    """Tabulates each parameter: name, shape, partition spec and bytes on one device."""
-    rows = [("parameter", "shape", "spec", "bytes/device")]
+    """Tabulates each parameter: name, shape, partition spec and its size on one device."""
+    rows = [("parameter", "shape", "spec", "on a device")]
     total = 0
     for name, variable in _variables(state):
         leaf = jax.tree.leaves(variable)[0]
@@ -199,9 +215,14 @@ def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
         placed = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
         size = bytes_on_device(placed)
         total += size
-        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), f"{size:,}"))
-    rows.append(("total", "", "", f"{total:,}"))
+        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), size_text(size)))
+    rows.append(("total", "", "", size_text(total)))
     return table(rows)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for the eye: "612 B", and from a mebibyte on "1,468.0 MiB"."""
+    return f"{size:,} B" if size < 2**20 else f"{size / 2**20:,.1f} MiB"
 
 
 def _spec_text(spec: PartitionSpec) -> str:

@@ -5,6 +5,7 @@ import math
 
 # What an evaluation during training gives, and which end of it is the best.
 METRICS = {"accuracy": "max", "accuracy_micro": "max", "recall_at_90p": "max", "ece": "min"}
+CACHES = ("auto", "none", "memory", "disk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,14 @@ class TrainConfig:
       seed: of the parameters, the order of the examples, augmentation and dropout.
       epochs: passes over the products of the training split.
       steps: optimizer steps; 0 follows `epochs`.
+      frozen_dropout: whether encoders in which nothing is trained drop out all the same. Without,
+        they encode a product as they will when it is answered, always alike; the decoder, of which
+        experts are a part, drops out in any case.
+      cache_encodings: whether encodings that never change are computed once and kept: "none",
+        "memory", "disk" (in the work directory, for the next start as well), or "auto", which is
+        "memory" where nothing changes them (`training.encoders` says what does) and products come
+        more than once, and "none" elsewhere. The same numbers, but for rounding.
+      cache_encodings_mib: room for them, a process; products that do not fit are encoded each time.
       accumulation: micro-batches added up into one step.
       eval_every: steps between evaluations on the validation split, each followed by a checkpoint;
         0 means once per epoch.
@@ -39,6 +48,9 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 10
     steps: int = 0
+    frozen_dropout: bool = True
+    cache_encodings: str = "auto"
+    cache_encodings_mib: int = 1024
     accumulation: int = 1
     eval_every: int = 0
     eval_products: int = 256
@@ -57,11 +69,17 @@ class TrainConfig:
             raise ValueError(
                 f"train.trainable is {self.trainable!r}; choose all, experts or backbone"
             )
+        if self.cache_encodings not in CACHES:
+            raise ValueError(
+                f"train.cache_encodings is {self.cache_encodings!r}; "
+                f"choose one of {', '.join(CACHES)}"
+            )
         if self.best_metric not in METRICS:
             raise ValueError(
                 f"train.best_metric is {self.best_metric!r}; choose one of {', '.join(METRICS)}"
             )
-        for name in ("accumulation", "log_every", "keep_last", "max_skipped"):
+        positive = ("accumulation", "cache_encodings_mib", "log_every", "keep_last", "max_skipped")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("epochs", "steps", "eval_every", "eval_products", "save_every", "keep_best"):

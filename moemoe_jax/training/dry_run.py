@@ -11,7 +11,7 @@ import ml_collections
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.experiment import from_config_dict
 from moemoe_jax.parallel.mesh import abstract_mesh
-from moemoe_jax.parallel.sharding import bytes_on_device, describe, indivisible, table
+from moemoe_jax.parallel.sharding import bytes_on_device, describe, indivisible, size_text, table
 from moemoe_jax.training.setup import plan, with_vocabulary
 from moemoe_jax.workdir import WorkDir
 
@@ -51,7 +51,7 @@ def dry_run(
     }
     sizes = {name: bytes_on_device(tree) for name, tree in held.items()}
     sizes["total, without activations"] = sum(sizes.values())
-    rows = [("on each device", "bytes"), *((name, f"{size:,}") for name, size in sizes.items())]
+    rows = [("in all", "on a device"), *((name, size_text(n)) for name, n in sizes.items())]
     say(table(rows))
 
 

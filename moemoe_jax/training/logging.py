@@ -4,7 +4,8 @@
 `name: float`. It is strict JSON: a number that is not finite is the string "nan", "inf" or "-inf".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import logging
 import math
@@ -151,12 +152,26 @@ class Progress:
         self._every, self._title = max(1, log_every), title
         self._stream = stream or sys.stdout
         self._silent = jax.process_index() != 0
-        self._began = time.monotonic()
+        self._began = time.monotonic()  # of the steps after `_first`
         self._bar = None
         if (sys.stderr.isatty() if terminal is None else terminal) and not self._silent:
             import tqdm
 
             self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=title, unit="step")
+
+    @contextlib.contextmanager
+    def compiling(self, step: int) -> Iterator[None]:
+        """Stands around the first step, which compiles: says so, and what it took.
+
+        It does not count for the time that is left.
+        """
+        began = time.monotonic()
+        self.note(f"{self._title}: compiling the training step ...")
+        yield
+        self._first, self._began = step, time.monotonic()
+        if self._bar is not None:
+            self._bar.unpause()
+        self.note(f"{self._title}: compiled in {self._began - began:.0f} s, with step {step}")
 
     def update(
         self, step: int, loss: float | None = None, examples_per_second: float | None = None

@@ -12,13 +12,18 @@ from flax import nnx
 import jax
 import ml_collections
 
+from moemoe_jax.data.batching import text_tokens
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
+from moemoe_jax.training.encode_once import EncodeOnce
+from moemoe_jax.training.encoders import cache_of
 from moemoe_jax.training.goodput import Goodput
+from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.logging import MetricsWriter, Progress
+from moemoe_jax.training.optimizer import check_warmup
 from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
 from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
 from moemoe_jax.training.step import TrainState
@@ -86,7 +91,11 @@ def _set_up(
         read_settings(workdir.config)  # names what an older version of the code left there
     mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
-    settings = from_config_dict(mapping).train  # refuses what is wrong before anything is written
+    config = from_config_dict(mapping)  # refuses what is wrong before anything is written
+    cache_of(config)  # as is a cache of encodings that would not be exact
+    settings = config.train
+    if settings.steps:
+        check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
     stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
@@ -112,7 +121,8 @@ def _set_up(
         workdir.write_attributes(data.train.attributes)
         workdir.claim(document)
     say(parameter_table(run.model, config.train.trainable))
-    return _Trainer(config, run, data, workdir, checkpoints, frozen, ledger), state
+    encoded = keep_encodings(config, run, data.train, frozen, workdir, say)
+    return _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger), state
 
 
 @contextlib.contextmanager
@@ -141,13 +151,16 @@ class _Trainer:
         workdir: WorkDir,
         checkpoints: Checkpoints,
         frozen: nnx.State,
+        encoded: EncodeOnce | None,
         ledger: Ledger,
     ):
         self.config, self.plan, self.data, self.workdir = config, run, data, workdir
         self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
+        self.encoded = encoded
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
+        self.lengths: set[int] = set()  # of texts; each has a program of its own
         self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
@@ -182,16 +195,38 @@ class _Trainer:
         log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
         queued = None
         for number, batch in self._batches(first, total):
-            with self.ledger.measure("compile" if number == first + 1 else "step"):
+            new = self._needs_program(number, batch)
+            if number == first + 1:
+                progress.note(self._outlook(first))
+            told = progress.compiling(number) if new else contextlib.nullcontext()
+            with told, self.ledger.measure("compile" if new else "step"):
                 state, metrics = self.step(state, self.frozen, batch)
                 # One step runs and one is queued, no more: who asks to stop must not wait for many.
-                jax.block_until_ready(metrics if number == first + 1 else queued)
+                jax.block_until_ready(metrics if new else queued)
             queued = metrics
             stop.keep()
             log(number, metrics, last=number == total)
             goodput.update(number)
             self._pause(number, state)
         self._finish()
+
+    def _outlook(self, first: int) -> str:
+        """Which steps follow, when the next checkpoint comes, and how to have more of them."""
+        every, total = self.config.train.save_every, self.plan.total_steps
+        saves = [total, *(first - first % n + n for n in (self.every, every) if n)]
+        more = "" if every else "; --config.train.save_every=N saves more often"
+        return f"train: steps {first + 1} to {total}, the next checkpoint at {min(saves)}{more}"
+
+    def _needs_program(self, number: int, batch: Any) -> bool:
+        """Whether a step is the first with texts of its length, for which it is compiled."""
+        length, most = text_tokens(batch), len(self.config.data.text_lengths)
+        if length in self.lengths:
+            return False
+        self.lengths.add(length)
+        if most > 1:
+            which = f"program {len(self.lengths)} of at most {most}"
+            self.progress.note(f"train: step {number} has texts of {length} tokens: {which}")
+        return True
 
     def _pause(self, number: int, state: TrainState) -> None:
         """What comes between two steps: evaluation, checkpoint, and the end when asked for."""
@@ -207,16 +242,20 @@ class _Trainer:
         """Numbered batches on the devices; one is put there while a step runs."""
         if first >= total:
             return
-        placed = self._next()
+        placed = self._next(first)
         for number in itertools.count(first + 1):
             yield number, placed
             if number == total:
                 return
-            placed = self._next()
+            placed = self._next(number)
 
-    def _next(self):
+    def _next(self, done: int):
+        """The next batch, behind so many steps, on the devices."""
         with self.ledger.measure("input_wait"):
             batch = next(self.data.train)
+        if self.encoded is not None:
+            with self.ledger.measure("encode"):
+                return self.encoded(done, batch)
         return place_batch(batch, self.plan.mesh, self.config.data.products_per_batch)
 
     def _evaluate(self, number: int, state: TrainState) -> bool:
@@ -254,6 +293,8 @@ class _Trainer:
                 {"data": self.data.train.get_state() | {"step": number}},
                 metrics,
             )
+            if self.encoded is not None:
+                self.encoded.flush()
         self.goodput.saved(number)
 
     def _leave(self, number: int) -> None:
@@ -275,8 +316,8 @@ class _Trainer:
             self.checkpoints.wait()
         self.goodput.saved(self.plan.total_steps)
         self._say_times()
-        for event, count in self.data.train.notes.counts().items():
-            self.progress.note(f"note: {event}: {count}")
+        for line in self.data.train.notes.lines():
+            self.progress.note(line)
 
     def _say_times(self) -> None:
         for line in self.goodput.lines():

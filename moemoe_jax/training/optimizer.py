@@ -107,6 +107,19 @@ def _check(good: bool, text: str) -> None:
         raise UserError(f"optimizer.{text}")
 
 
+def check_warmup(config: OptimizerConfig, total_steps: int) -> None:
+    """Refuses a warm-up that is as long as the training.
+
+    Raises:
+      UserError: says how long it may be.
+    """
+    if config.warmup_steps >= total_steps:
+        raise UserError(
+            f"optimizer.warmup_steps {config.warmup_steps} must be below the {total_steps} steps "
+            f"of the training: set it to {total_steps - 1} or less, or train longer"
+        )
+
+
 def make_schedule(config: OptimizerConfig, total_steps: int, steps_per_epoch: int) -> Callable:
     """Returns the learning rate as a function of the step (from 0), float32 [].
 
@@ -122,11 +135,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int, steps_per_epoch: in
         raise UserError(
             f"nothing to train: total_steps {total_steps}, steps_per_epoch {steps_per_epoch}"
         )
-    if config.warmup_steps >= total_steps:
-        raise UserError(
-            f"optimizer.warmup_steps {config.warmup_steps} must be below the {total_steps} steps "
-            "of the training: shorten the warm-up or train longer"
-        )
+    check_warmup(config, total_steps)
     warmup = config.warmup_steps
     boundaries = jnp.array([epoch * steps_per_epoch for epoch in config.step_epochs], jnp.int32)
 

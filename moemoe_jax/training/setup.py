@@ -29,6 +29,7 @@ from moemoe_jax.parallel.sharding import (
     param_shardings,
     replicated,
 )
+from moemoe_jax.training.encoders import cache_of, encoders_of
 from moemoe_jax.training.initialise import initialise_from
 from moemoe_jax.training.optimizer import make_optimizer
 from moemoe_jax.training.step import TrainState, init_state, make_train_step
@@ -159,10 +160,12 @@ def plan(
       mesh: where the run is to be; None makes the one of `config.mesh` of the devices here.
 
     Raises:
-      UserError: for a batch or experts that the mesh does not divide.
+      UserError: for a batch or experts that the mesh does not divide, or encodings that are to be
+        kept although they change.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     _check_batch(config, mesh)
+    cache_of(config)
     model = abstract_model(config.model)
     check_experts(nnx.state(model), mesh)
     graph, trained, frozen = split_trainable(model, config.train.trainable)
@@ -232,6 +235,7 @@ def jitted_step(config: ExperimentConfig, run: Run) -> jax.stages.Wrapped:
         config.loss,
         mesh=run.mesh,
         seed=config.train.seed,
+        encoders=encoders_of(config),
         accumulation=config.train.accumulation,
         ema_decay=config.optimizer.ema_decay,
     )

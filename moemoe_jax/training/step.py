@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 import optax
 
+from moemoe_jax.nn import rng
 from moemoe_jax.parallel.axes import constrain, using
+from moemoe_jax.parallel.sharding import SHARED
+from moemoe_jax.training.encoders import TRAINED, Encoders
 from moemoe_jax.training.losses import LossConfig, objective
 from moemoe_jax.training.optimizer import ema_update
 
@@ -62,6 +65,7 @@ def make_train_step(
     *,
     mesh: Mesh | AbstractMesh,
     seed: int,
+    encoders: Encoders = TRAINED,
     accumulation: int = 1,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Tree, dict], tuple[TrainState, dict[str, jax.Array]]]:
@@ -74,6 +78,8 @@ def make_train_step(
       loss: weights of the objective.
       mesh: that the step is for; it decides where activations lie and how tokens reach experts.
       seed: of dropout, router noise and the like.
+      encoders: how the encoders are run; not at all for a batch that has `encoded_questions` and
+        `encoded_sources`, what they once gave, in place of `question_ids` and `sources`.
       accumulation: micro-batches a batch is cut into along its products; they are run one after the
         other and their gradients added. Batch statistics (auxiliary loss, alignment) are then those
         of a micro-batch.
@@ -82,7 +88,14 @@ def make_train_step(
 
     def loss_of(params: Tree, frozen: Tree, batch: dict, key: jax.Array, tokens: jax.Array):
         model = nnx.merge(graph, params, frozen)
-        return objective(model(batch, key), batch, loss, tokens)
+        keys = rng.split(key, 2)
+        if "encoded_sources" in batch:
+            encoded = batch["encoded_questions"], batch["encoded_sources"], {}
+        else:
+            encoded = model.encode(batch, keys[0] if encoders.drop_out else None)
+        # The encodings alone decide the alignment: without anything trained in them, a constant.
+        outputs = model.read_encoded(batch, encoded, keys[1], align=not encoders.frozen)
+        return objective(outputs, batch, loss, tokens)
 
     def gradients(params: Tree, frozen: Tree, batch: dict, key: jax.Array):
         valid = (batch["answer_ids"] != 0) & batch["question_valid"][..., None]
@@ -149,13 +162,13 @@ def split_products(batch: dict, parts: int) -> dict:
 
     The table of distinct questions is shared: it is repeated, not cut.
     """
-    questions = batch["question_ids"]
-    products = {k: v for k, v in batch.items() if k != "question_ids"}
+    shared = {k: v for k, v in batch.items() if k in SHARED}
+    products = {k: v for k, v in batch.items() if k not in SHARED}
 
     def cut_up(x: jax.Array) -> jax.Array:
         x = x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
         return constrain(x, None, "batch")
 
     cut = jax.tree.map(cut_up, products)
-    repeated = jnp.broadcast_to(questions, (parts, *questions.shape))
-    return cut | {"question_ids": repeated}
+    repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (parts, *x.shape)), shared)
+    return cut | repeated

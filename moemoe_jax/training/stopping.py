@@ -107,7 +107,8 @@ class Stop:
                 f"stopped by {number.name} before a step was taken: there was nothing to save; the "
                 "same command starts again where this one did",
             )
-        self._say(f"{number.name}: saving and stopping at the next step (SIGINT again: at once)")
+        times = "again" if number == signal.SIGINT else "twice"
+        self._say(f"{number.name}: saving and stopping at the next step (SIGINT {times}: at once)")
 
     def _leave(self, status: int, text: str) -> None:
         try:

@@ -1,5 +1,7 @@
 """The formula of a step's matrix products against what XLA counts in the step itself."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -8,6 +10,7 @@ from moemoe_jax.aot import flops, programs, work
 from moemoe_jax.aot.hlo import Module
 from moemoe_jax.experiment import from_config_dict
 from moemoe_jax.parallel.mesh import make_mesh
+from tests.launch import tiny
 
 
 def lowered(image=True, **changes):
@@ -36,6 +39,35 @@ def test_the_formula_is_what_xla_counts_in_an_unrolled_step():
     assert step.cost_analysis()["flops"] == pytest.approx(formula["total"], rel=0.02)
     assert work.total_flops(Module(step.as_text("hlo"))) == pytest.approx(formula["total"], 1e-4)
     assert formula["again"] == 0
+
+
+def test_training_experts_alone_costs_what_they_need_and_frozen_parts_have_no_gradients():
+    mapping = tiny.get_config("experts")
+    mapping.model.text.num_decoder_layers, mapping.model.text.dropout = 4, 0.0
+    mapping.data.vocab_rows = 700
+    mapping.optimizer.name = "adamw"  # Muon has matrix products of its own
+    config = from_config_dict(mapping, 700)
+    run = programs.plan_on(config, make_mesh(config.mesh, jax.devices()[:1]))
+    step = programs.lower_training(config, run).compile()
+    formula = flops.training_flops(config)
+    assert work.total_flops(Module(step.as_text())) <= 1.05 * formula.totals()["model"]
+    # Forward alone up to the experts of layer 1, and no alignment, which would be a constant.
+    frozen = ("question_encoder", "context_encoder", "image_encoder", "fusion")
+    assert all(formula.parts[name].backward == 0 for name in frozen)
+    decoder = formula.parts["decoder"]
+    assert 0 < decoder.backward < 1.2 * decoder.forward
+    whole = flops.training_flops(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, trainable="all"))
+    )
+    assert formula.totals()["model"] < 0.5 * whole.totals()["model"]
+
+    # What comes out is the trained parameters, their average and two moments, and numbers.
+    state, frozen = run.abstract
+    trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    assert trained < sum(leaf.size * 4 for leaf in jax.tree.leaves(frozen))
+    sizes = step.memory_analysis()
+    assert 4 * trained <= sizes.output_size_in_bytes < 4 * trained + 4096
+    assert sizes.output_size_in_bytes - sizes.alias_size_in_bytes < 4096
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_what_is_bad_is_listed_with_its_place_and_the_rest_is_trained_on(catalog
     assert (has_text & ~has_image).sum() == 3 and (has_image & ~has_text).sum() == 1
     # The long question is cut to the limit, ends in </s> and is counted.
     assert (batch["question_ids"][:, -1] == 1).sum() == 1
-    assert train.notes.counts() == {"question truncated": 1}
+    assert train.notes.counts() == {"question truncated (data.text_length=32)": 1}
 
 
 def test_the_same_stops_the_job_where_the_limit_is_lower(catalogue, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from moemoe_jax.data.config import AugmentConfig
 from moemoe_jax.data.records import Question
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 from tests.data.products import (
     AUGMENT,
     COLOURS,
@@ -142,11 +143,11 @@ def test_a_text_that_tells_all_that_is_asked_is_not_dropped(tokenizer):
 
 
 def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
-    long = "which " * 40
+    long, answer = "which " * 40, " ".join(["a very long and winding answer"] * 3)
     record = product(
         0,
         sources={"title": "many words " * 30},
-        attributes={"colour": "a very long and winding answer " * 3},
+        attributes={"colour": answer},
         questions=(Question(long, ("yes",)),),
     )
     iterator = train(tokenizer, source=ListSource([record]), products_per_batch=1)
@@ -154,9 +155,11 @@ def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
         assert batch["sources"]["text"][0, -1] == 1
         assert sorted(batch["question_ids"][:, -1]) == [0, 1]
         assert sorted(batch["answer_ids"][0, :, -1]) == [0, 0, 1]
-    assert iterator.notes.counts() == {
-        "answer truncated": 1, "question truncated": 1, "source 'text' truncated": 1,
-    }  # fmt: skip
+    assert iterator.notes.lines() == [
+        f"note: answer truncated (data.answer_length=8): 1, such as {shown(f'colour: {answer}')}",
+        f"note: question truncated (data.text_length=60): 1, such as {shown(long)}",
+        "note: source 'text' truncated (data.text_length=60): 1, such as record 'p0'",
+    ]
 
 
 def test_the_question_can_stand_in_front_of_the_context(tokenizer):
@@ -170,7 +173,7 @@ def test_the_question_can_stand_in_front_of_the_context(tokenizer):
     for batch, _ in batches:
         assert (batch["sources"]["text"][:, -1] == 1).all()
         assert contexts(tokenizer, batch)[0].startswith("colour product type")
-    assert batches.notes.counts() == {"source 'text' truncated": 1}
+    assert batches.notes.counts() == {"source 'text' truncated (data.text_length=60)": 1}
 
 
 def test_bad_images_are_rejected_once_and_the_product_keeps_its_other_sources(tokenizer, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +64,17 @@ def test_fashion_folder(tmp_path):
         (5, "too few columns: 3 of 10", None),
         (6, "duplicate id", "1"),
     ]
+
+
+def test_where_a_line_is_no_json_is_told_by_its_own_columns(tmp_path):
+    lines = ['{"id": "1"', '{"id": 1,, "sources": {}}', "{"]
+    (tmp_path / "a.jsonl").write_text("\r\n".join(lines) + "\n")
+    rejects = Rejects(tmp_path / "r" / "rejects.jsonl", 1.0)
+    with pytest.raises(UserError, match="no record in"):
+        open_source(str(tmp_path), rejects=rejects)
+    listed = [json.loads(line) for line in rejects.path.read_text().splitlines()]
+    told = [(one["line"], re.search(r"column \d+", one["reason"])[0]) for one in listed]
+    assert told == [(1, "column 11"), (2, "column 10"), (3, "column 2")]
 
 
 def test_fashion_needs_its_columns(tmp_path):

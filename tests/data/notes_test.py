@@ -7,10 +7,11 @@ from moemoe_jax.data.notes import Notes
 def test_notes_count_an_event_of_a_record_or_text_once():
     notes = Notes()
     for key in (3, 3, 0, "red", "red"):
-        notes.once("cut", key)
+        notes.once("cut", key, f"record {key}")
     notes.add("skipped", 2)
-    notes.add("never", 0)
+    notes.add("never", 0, "nothing")
     assert notes.counts() == {"cut": 3, "skipped": 2}
+    assert notes.lines() == ["note: cut: 3, such as record 3", "note: skipped: 2"]
 
 
 def test_a_full_cache_keeps_what_it_has():

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from moemoe_jax.data.formats.tfds import write_tfds
+from moemoe_jax.data.formats.tfds_writer import write_tfds
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import open_source, own_splits
@@ -125,13 +125,18 @@ def prepare(*flags):
 def test_prepare_data(tmp_path):
     lines = [json.dumps({"id": f"p{i}", "sources": {"title": f"t{i}"}}) for i in range(60)]
     lines[7] = lines[7][:-5]
+    lines[8] = json.dumps({"id": "p8", "sources": {"image": "a.png"}})
+    (tmp_path / "a.png").write_bytes(png(9))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     out = tmp_path / "out"
     flags = (f"--input={tmp_path / 'a.jsonl'}", f"--output={out}")
-    done = prepare(*flags, "--val_fraction=0.2", "--max_reject_fraction=0.05")
+    done = prepare(*flags, "--val_fraction=0.2", "--max_reject_fraction=0.05", "--image_size=3")
     assert done.returncode == 0, done.stderr
     assert "not JSON" in done.stdout and "train" in done.stdout
-    assert len(open_source(str(out))) == 59
+    source = open_source(str(out))
+    assert len(source) == 59 and source.image_size == 3
+    (image,) = [r.image("image") for r in map(source.__getitem__, range(59)) if r.id == "p8"]
+    assert Image.open(io.BytesIO(image)).size == (3, 2)  # of 5 x 4
     assert json.loads((out / "rejects.jsonl").read_text())["line"] == 8
     assert "tensorflow" not in done.stderr.lower()
     again = prepare(*flags)

@@ -82,11 +82,11 @@ def write(path, count, bad=()):
             out.write(json.dumps({"id": f"r{index}", "sources": sources}) + "\n")
 
 
-def stream(source, answer=ANSWER, threads=2):
+def stream(source, answer=ANSWER, threads=2, trained=()):
     data = stream_data(dataclasses.replace(DATA, threads=threads), answer, len(ASK))
     counters = {"rejects": Rejects(), "notes": Notes()}
     reader = ProductReader(source, Numbers(), data, labelled_only=False, ask=ASK, **counters)
-    return Stream(reader, MODEL, answer)
+    return Stream(reader, MODEL, answer, trained=trained)
 
 
 def mesh():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from moemoe_jax.data.records import Question
 from moemoe_jax.errors import UserError
 from moemoe_jax.inference.beam import best_answers
 from moemoe_jax.inference.buckets import (
@@ -126,6 +127,22 @@ def test_whether_answers_depend_on_how_far_texts_are_padded(model):
     else:
         chex.assert_trees_all_equal(whole[0], less[0])
         chex.assert_trees_all_close(whole[1:], less[1:], atol=2e-5)
+
+
+def test_own_questions_that_nobody_was_trained_on_are_noted():
+    class Asking(Records):
+        def __getitem__(self, index):
+            own = (Question("4 5", ()), Question("6 7", ()), Question("8", ()))
+            return dataclasses.replace(super().__getitem__(index), questions=own)
+
+    def noted(trained):
+        made = stream(Asking(3), threads=0, trained=trained)
+        assert len(list(made.works([0]))) > 0
+        return made._reader.notes.lines()
+
+    what = "questions about no attribute that the model was trained on"
+    assert noted({"4 5", "9"}) == [f"note: {what}: 6, such as '6 7'"]
+    assert noted({"4 5", "6 7", "8"}) == noted(()) == []
 
 
 @pytest.fixture(scope="module")

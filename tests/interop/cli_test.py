@@ -140,6 +140,10 @@ def nine_layers(config):
     config.model.moe_layers.decoder = "9"
 
 
+def no_tokenizer(config):
+    config.data.tokenizer = "configs"
+
+
 def three_devices(config):
     config.mesh.data = 3
 
@@ -153,6 +157,7 @@ def three_devices(config):
         (None, "text", r"text/config\.json has model_type 't5'; implemented: swinv2"),
         (longer, "vision", "data.text_length 24 is not a multiple of the 16 image tokens"),
         (another_tokenizer, "vision", "no/where does not exist"),
+        (no_tokenizer, "vision", r"configs holds no tokenizer \(tokenizer.json or spiece.model\)"),
         (three_devices, "vision", "mesh data=3"),
     ],
 )

@@ -94,6 +94,7 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--config.mesh.data=3"], ["mesh data=3", "there are 1"]),
         (["--config.init.work_dir=no/run"], ["no/run is no work directory", "train one first"]),
         (["--config.train.trainable=experts"], ["set model.moe_layers"]),
+        (["--config.optimizer.warmup_steps=2"], ["warmup_steps 2", "set it to 1 or less"]),
     ],
 )
 def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
@@ -193,6 +194,10 @@ def test_predict_replaces_no_file_unasked(trained, tmp_path):
     refused(run("predict", *given, f"--output={output}"), output, "exists", "--overwrite")
     assert output.read_text() == "mine"
     refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
+    new = f"--output={tmp_path}/b.jsonl"
+    done = run("predict", f"--workdir={trained}", "--input=no.jsonl", new)
+    refused(done, "no such data: no.jsonl")
+    assert "model:" not in done.stdout
 
 
 def test_predict_changes_settings_of_answering(trained, tmp_path):
@@ -218,6 +223,24 @@ def test_predict_tolerates_as_many_bad_records_as_it_is_told(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
     assert (line["id"], line["attribute"]) == ("1", "color")
+
+
+def test_an_evaluation_of_other_data_lists_its_rejects_beside_it(trained, tmp_path):
+    records = tmp_path / "gold.jsonl"
+    good = {"id": "1", "sources": {"title": "a red tee"}, "attributes": {"color": "red"}}
+    records.write_text(json.dumps(good) + "\n{\n")
+    run_lists = trained / "rejects.jsonl"
+    before = run_lists.read_text() if run_lists.exists() else None
+    for _ in range(2):
+        given = ["--name=gold", f"--input={records}", "--max_reject_fraction=0.5"]
+        done = run("evaluate", f"--workdir={trained}", *given)
+        assert done.returncode == 0, done.stderr
+    listed = trained / "eval" / "gold" / "rejects.jsonl"
+    assert f"listed in {listed}" in done.stdout
+    (line,) = map(json.loads, listed.read_text().splitlines())
+    assert (line["file"], line["line"]) == (str(records), 2)
+    assert (run_lists.read_text() if run_lists.exists() else None) == before
+    assert "R@90P is the share of answerable questions" in done.stdout
 
 
 def test_summary_prints_a_line_an_evaluation(tmp_path):

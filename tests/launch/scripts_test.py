@@ -91,9 +91,17 @@ def test_local_runs_all_processes_and_ends_well_with_them(stub):
 def test_local_stops_the_others_when_one_fails(stub, victim):
     done = bash("launch/local.sh", 2, sys.executable, stub, f"--fails={victim}")
     assert done.returncode == 7
-    assert "a process ended with status 7; stopping the others" in done.stderr
+    told = "local.sh: a process ended with status 7; stopping the others"
+    assert done.stderr.splitlines() == [told]
     assert "coordinator process" not in done.stdout
     assert subprocess.run(["pgrep", "-f", str(stub)], check=False).returncode == 1  # none is left
+
+
+def test_local_tells_of_a_killed_process_in_one_line():
+    done = bash("launch/local.sh", 2, "bash", "-c", "kill -KILL $$")
+    assert done.returncode == 137
+    told = "local.sh: a process ended with status 137; stopping the others"
+    assert done.stderr.splitlines() == [told]
 
 
 def test_local_refuses_what_makes_no_sense(stub):

@@ -59,7 +59,7 @@ def cosine(a, b):
 def vectors(model, config, which, part):
     """The vectors of one part and which of their entries count, one row after the other."""
     rows = []
-    for tokens, valid in zip(np.asarray(part.tokens), np.asarray(part.valid), strict=True):
+    for tokens, valid in zip(np.asarray(part.rows), np.asarray(part.valid), strict=True):
         real = valid if config.mask_padding else np.ones_like(valid)
         if config.reduce == "mean_pool":
             rows.append((tokens[real].mean(axis=0), np.ones(6, bool)))
@@ -147,7 +147,7 @@ def test_what_is_missing_counts_nowhere_and_nothing_at_all_is_zero(loss):
     def values(params, sources, present, asked=ASKED):
         return run(nnx.merge(graph, params), present, sources, asked)
 
-    other = SOURCES[1].replace(tokens=SOURCES[1].tokens.at[1].set(7.0))  # product 1 lacks it
+    other = SOURCES[1].replace(rows=SOURCES[1].rows.at[1].set(7.0))  # product 1 lacks it
     chex.assert_trees_all_equal(
         values(params, SOURCES, PRESENT), values(params, (SOURCES[0], other), PRESENT)
     )

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import itertools
 import re
 
 import chex
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 
 from moemoe_jax.models import fusion
+from moemoe_jax.models.config import SourceSpec
 from moemoe_jax.models.fusion import Encoded, Fused, FusionConfig
 from moemoe_jax.nn.moe import MoEConfig
-from tests.models.tiny import MIXTURE, random_model
+from moemoe_jax.nn.rows import REPEATS, Rows, join
+from tests.models.tiny import MIXTURE, QUICK, VISION, WITH_IMAGE, random_model
 
 # P = 2 products x Q = 3 questions, U = 4 distinct ones, S = 2 sources, K = 5 tokens, D = 6.
 INDEX = jnp.array([[3, 0, 0], [1, 2, 3]])
@@ -23,7 +27,16 @@ def questions():
 
 
 def sources():
-    return jax.random.normal(jax.random.key(1), (2, 2, 5, 6))
+    """An image of one row that stands for five tokens, a text of three."""
+    rows = jax.random.normal(jax.random.key(1), (2, 4, 6))
+    return Rows(rows, ((1, "tile"), (3, "pad")))
+
+
+def source_token(rows, p, s, k):
+    """The vector of a source at a token, of `sources`."""
+    if s == 1:
+        return np.asarray(rows.values[p, 1 + k]) if k < 3 else np.zeros(6)
+    return np.asarray(rows.values[p, 0])
 
 
 def gate(name):
@@ -41,35 +54,39 @@ def test_the_papers_gate_and_fusion_by_hand():
     layer.score.kernel[...] = jnp.array([[1.0, 0.0], [0.0, 2.0]])
     layer.score.bias[...] = jnp.array([0.5, -0.5])
     question = Encoded(jnp.array([[[1.0, 2.0], [3.0, -1.0]]]), jnp.array([[True, False]]))
-    stacked = jnp.array([[[[1.0, 10.0], [2.0, 20.0]], [[1.0, 1.0], [0.0, 1.0]]]])
-    logits = layer(question, jnp.array([[0]]), stacked)
+    rows = join(
+        [jnp.array([[[1.0, 10.0], [2.0, 20.0]]]), jnp.array([[[1.0, 1.0], [0.0, 1.0]]])],
+        ["pad", "pad"],
+    )
+    logits = layer(question, jnp.array([[0]]), rows, 2)
     # alpha = q_0 + 0.5, beta = 2 q_1 - 0.5, at the padded token as well.
     chex.assert_trees_all_close(logits, jnp.array([[[[1.5, 3.5], [3.5, -2.5]]]]))
     weights = fusion.gate_weights(logits, jnp.ones((1, 2, 2), bool), "none")
-    built = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 2), bool)))
+    built = fusion.literal(Fused(rows, weights, jnp.ones((1, 1, 2), bool)))
     # e = alpha I + beta C: 1.5 (1, 10) + 3.5 (1, 1) and 3.5 (2, 20) - 2.5 (0, 1).
-    expected = jnp.array([[[[5.0, 18.5], [7.0, 67.5]]]])
-    chex.assert_trees_all_close(built.sources, expected)
+    expected = jnp.array([[[5.0, 18.5], [7.0, 67.5]]])
+    chex.assert_trees_all_close(built.sources, Rows(expected, ((2, "pad"),)))
     assert built.weights is None
 
 
 def test_a_new_gate_weighs_all_sources_alike():
     for name in ("token", "pooled", "cross", "learned"):
         layer = fusion.GATES[name](4, 6, rngs=nnx.Rngs(0))
-        logits = layer(questions(), INDEX, jnp.concatenate([sources()] * 2, axis=1))
+        rows = jax.random.normal(jax.random.key(1), (2, 4 * 5, 6))
+        logits = layer(questions(), INDEX, Rows(rows, ((5, "pad"),) * 4), 5)
         chex.assert_trees_all_close(logits, jnp.full((2, 3, 4, 5), 0.25), atol=0.15)
 
 
 @pytest.mark.parametrize("name", fusion.GATES)
 def test_every_gate_equals_loops(name):
-    layer, question, stacked = gate(name), questions(), sources()
-    got = layer(question, INDEX, stacked)
+    layer, question, rows = gate(name), questions(), sources()
+    got = layer(question, INDEX, rows, 5)
     chex.assert_shape(got, (2, 3, 2, 5))
     if name in ("token", "pooled", "cross"):
         kernel, bias = np.asarray(layer.score.kernel[...]), np.asarray(layer.score.bias[...])
     for p, q, s, k in np.ndindex(2, 3, 2, 5):
         row = int(INDEX[p, q])
-        tokens = np.asarray(question.tokens[row])
+        tokens = np.asarray(question.rows[row])
         real = tokens[np.asarray(question.valid[row])]
         if name == "unit":
             expected = 1.0
@@ -78,7 +95,7 @@ def test_every_gate_equals_loops(name):
         else:
             seen = {"token": tokens[k], "pooled": real.mean(axis=0)}.get(name)
             if name == "cross":
-                scores = real @ np.asarray(stacked[p, s, k]) / np.sqrt(6)
+                scores = real @ source_token(rows, p, s, k) / np.sqrt(6)
                 shares = np.exp(scores - scores.max())
                 seen = shares @ real / shares.sum()
             expected = seen @ kernel[:, s] + bias[s]
@@ -120,13 +137,13 @@ def test_where_a_source_counts(padding, expected):
 def test_padding_that_counts_as_zero_is_not_in_e():
     # Two sources of K = 3 tokens, the second with one real token: e there is their sum, elsewhere
     # the first alone, whatever the second's encoding says at its padding.
-    stacked = jnp.array([[[[1.0], [2.0], [3.0]], [[10.0], [7.0], [9.0]]]])
+    rows = Rows(jnp.array([[[1.0], [2.0], [3.0], [10.0], [7.0], [9.0]]]), ((3, "pad"),) * 2)
     counts = fusion.counting_tokens(
         jnp.array([[[1, 1, 1], [1, 0, 0]]], bool), jnp.array([[True, True]]), "zero"
     )
     weights = fusion.gate_weights(jnp.ones((1, 1, 2, 3)), counts, "none")
-    e = fusion.literal(Fused(stacked, weights, jnp.ones((1, 1, 3), bool))).sources
-    chex.assert_trees_all_close(e, jnp.array([[[[11.0], [2.0], [3.0]]]]))
+    e = fusion.literal(Fused(rows, weights, jnp.ones((1, 1, 3), bool))).sources
+    chex.assert_trees_all_close(e.values, jnp.array([[[11.0], [2.0], [3.0]]]))
     # Both have weight one wherever they count, and the short one's zeros do not lower its mean.
     shares = fusion.source_shares(weights, counts)
     chex.assert_trees_all_close(shares, jnp.array([[[1.0, 1.0]]]))
@@ -170,7 +187,10 @@ def test_an_image_is_stretched_in_the_order_of_its_name(repeat, expected, real):
     got = fusion.repeat_image(IMAGE, 6, repeat)
     if repeat == "interpolate":
         expected = np.interp((np.arange(6) + 0.5) / 3 - 0.5, [0, 1], [0, 8])
-    chex.assert_trees_all_close(got.tokens[0, :, 0], jnp.array(expected, jnp.float32), atol=1e-5)
+    else:
+        assert got.rows is IMAGE  # whatever they stand for
+    tokens = REPEATS[got.repeat].spread(got.rows[0, :, 0], 6)
+    chex.assert_trees_all_close(tokens, jnp.array(expected, jnp.float32), atol=1e-5)
     chex.assert_trees_all_equal(got.valid, jnp.arange(6)[None] < real)
 
 
@@ -178,7 +198,8 @@ def test_every_repeat_is_tried_above_and_keeps_an_image_that_fits():
     assert set(fusion.IMAGE_REPEATS) == {"tile", "interleave", "interpolate", "pad"}
     for repeat in fusion.IMAGE_REPEATS:
         got = fusion.repeat_image(IMAGE, 2, repeat)
-        chex.assert_trees_all_close(got, Encoded(IMAGE, jnp.ones((1, 2), bool)))
+        chex.assert_trees_all_close(got.rows, IMAGE)
+        chex.assert_trees_all_equal(got.valid, jnp.ones((1, 2), bool))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +247,9 @@ def test_the_mean_of_real_tokens_by_hand():
     tokens = jnp.array([[[1.0], [3.0], [50.0]], [[7.0], [7.0], [7.0]]])
     valid = jnp.array([[True, True, False], [False, False, False]])
     chex.assert_trees_all_close(fusion.mean_pool(Encoded(tokens, valid)), jnp.array([[2.0], [0.0]]))
+    # Of the tokens 1 3 1 3, the first three.
+    tiled = Encoded(tokens[:1, :2], jnp.array([[True, True, True, False]]), "tile")
+    chex.assert_trees_all_close(fusion.mean_pool(tiled), jnp.array([[5 / 3]]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("field", ["gate", "gate_norm", "image_repeat", "mask", "path"])
@@ -244,7 +268,7 @@ def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
     # A token that no source fills, and a product (the last) of which nothing may be looked at.
     valid = jnp.arange(8) < jnp.array([[8, 5, 8], [3, 8, 8], [0, 0, 0]])[..., None]
     inputs = {
-        "sources": jax.random.normal(keys[0], (3, 2, 8, 16)),
+        "sources": Rows(jax.random.normal(keys[0], (3, 10, 16)), ((2, "tile"), (8, "pad"))),
         "weights": jax.random.normal(keys[1], (3, 3, 2, 8)).at[1, :, 0].set(0.0),
         "question": jax.random.normal(keys[2], (3, 3, 16)),
     }
@@ -269,3 +293,104 @@ def test_the_shared_path_is_the_literal_one_in_value_and_gradient():
     chex.assert_tree_all_finite(results[0])
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(results[0]))
     chex.assert_trees_all_close(*results, atol=1e-4, rtol=1e-5)  # of gradients that reach 20
+
+
+def outcomes(fusing):
+    """What cross-attention gives with an image of 4 rows and texts of 8 and 5 as K = 8 tokens.
+
+    Three times, with the gradients by all that goes in: with rows, on both paths, and with every
+    source as its K tokens on the literal one.
+    """
+    specs = (*WITH_IMAGE.sources, SourceSpec("title", "text"))
+    vision = dataclasses.replace(VISION, image_size=8)
+    config = dataclasses.replace(
+        WITH_IMAGE, text_length=8, sources=specs, fusion=fusing, vision=vision
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+    given = {
+        "image": jax.random.normal(keys[0], (2, 4, 16)),
+        "long": jax.random.normal(keys[1], (2, 8, 16)),
+        "short": jax.random.normal(keys[2], (2, 5, 16)),
+        "questions": jax.random.normal(keys[3], (4, 8, 16)),
+    }
+    x = jax.random.normal(keys[4], (2, 3, 2, 16))
+    real = jnp.arange(8) < jnp.array([[6], [8]])
+    asked = jnp.arange(8) < jnp.array([[3], [8], [1], [5]])
+    present = jnp.array([[True, True, True], [True, False, True]])
+
+    def image(rows, whole):
+        made = fusion.repeat_image(rows, 8, fusing.image_repeat)
+        if not whole or fusing.image_repeat == "interpolate":
+            return made
+        index = {"tile": [0, 1, 2, 3] * 2, "interleave": [0, 0, 1, 1, 2, 2, 3, 3]}
+        tokens = jnp.pad(rows, ((0, 0), (0, 4), (0, 0)))  # "pad"
+        if fusing.image_repeat in index:
+            tokens = rows[:, jnp.array(index[fusing.image_repeat])]
+        return Encoded(tokens, made.valid)
+
+    def short(rows, whole):
+        text = fusion.extend_text(Encoded(rows, jnp.ones((2, 5), bool)), 8)
+        return text.replace(rows=jnp.pad(rows, ((0, 0), (0, 3), (0, 0)))) if whole else text
+
+    @functools.partial(jax.jit, static_argnums=(2, 3), compiler_options=QUICK)
+    def run(params, given, path, whole):
+        def loss(params, given):
+            model = nnx.merge(graph, params, rest)
+            sources = (
+                image(given["image"], whole),
+                Encoded(given["long"], real),
+                short(given["short"], whole),
+            )
+            fused = model.fuse(Encoded(given["questions"], asked), INDEX, sources, present)
+            shares = fused.shares
+            if path == "literal":
+                fused = fusion.literal(fused)
+            layer = model.decoder.stack.blocks[0].cross_attention
+            shape = (*fused.valid.shape[:2], *x.shape[2:])
+            y = layer(x.reshape(shape), layer.project(fused.sources), fused.weights, fused.valid)
+            return jnp.sum(jnp.sin(y)), (y.reshape(x.shape), shares)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, given)
+
+    graph, params, rest = nnx.split(
+        random_model(config), nnx.Any(nnx.PathContains("gate"), nnx.PathContains(0)), ...
+    )
+    ways = (("shared", False), ("literal", False), ("literal", True))
+    return [run(params, given, path, whole) for path, whole in ways]
+
+
+NORMS = tuple(fusion.GATE_NORMS)
+SWITCHES = tuple(
+    itertools.product(
+        fusion.GATES, NORMS, fusion.IMAGE_REPEATS, fusion.PADDINGS, fusion.FUSION_MASKS
+    )
+)
+
+
+def agree(gate, norm, repeat, padding, mask):
+    rows, literal, tokens = outcomes(FusionConfig(gate, norm, repeat, padding, mask))
+    chex.assert_tree_all_finite(rows)
+    for other in (literal, tokens):  # gradients reach 10
+        chex.assert_trees_all_close(rows, other, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        ("token", "none", "tile", "read", "ones"),
+        ("pooled", "softmax", "tile", "zero", "union"),
+        ("cross", "softmax", "pad", "read", "ones"),
+        ("cross", "sigmoid", "interleave", "zero", "context"),
+        ("learned", "softmax", "interpolate", "zero", "ones"),
+        ("unit", "none", "interleave", "read", "union"),
+    ],
+)
+def test_rows_give_what_their_tokens_give_in_value_and_gradient(switches):
+    agree(*switches)
+
+
+@pytest.mark.drill
+def test_rows_give_what_their_tokens_give_for_every_switch():
+    for switches in SWITCHES:
+        agree(*switches)
+    print(f"\nfusions in which rows, tokens and e agree: {len(SWITCHES)} of {len(SWITCHES)}")

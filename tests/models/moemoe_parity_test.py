@@ -16,6 +16,7 @@ from moemoe_jax.models.build import abstract_model
 from moemoe_jax.models.config import MoELayers, SourceSpec
 from moemoe_jax.models.fusion import FusionConfig, literal
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.rows import REPEATS
 from moemoe_jax.training.losses import LossConfig, objective
 from tests.models.tiny import TEXT, VISION, WITH_IMAGE, batch
 from tests.models.torch_moemoe import TorchMoEMoE, in_our_names
@@ -57,10 +58,10 @@ def ours(model, data):
         fused = model.fuse(question, data["question_index"], sources, model.present(data))
         total, metrics = objective(outputs, data, LossConfig(), jnp.sum(data["answer_ids"] != 0))
         return total, {
-            "question": question.tokens,
-            "sources": [source.tokens for source in sources],
+            "question": question.rows,
+            "sources": [tokens_of(source) for source in sources],
             "weights": fused.weights,
-            "e": literal(fused).sources,
+            "e": literal(fused).sources.values,
             "logits": outputs.logits,
             "alignment": outputs.alignment,
             "metrics": metrics,
@@ -68,6 +69,12 @@ def ours(model, data):
 
     (total, found), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return found | {"total": total, "gradient": gradient}
+
+
+def tokens_of(source):
+    """All K tokens of a source, [P, K, D]."""
+    spread = REPEATS[source.repeat].spread
+    return jnp.swapaxes(spread(jnp.swapaxes(source.rows, 1, 2), source.valid.shape[1]), 1, 2)
 
 
 def answers(model, data):

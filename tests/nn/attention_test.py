@@ -15,6 +15,9 @@ from moemoe_jax.nn.attention import (
     add_shared,
     masked_softmax,
 )
+from moemoe_jax.nn.rows import join
+
+REPEATS = ("interleave", "tile", "pad")
 
 
 def test_masked_softmax_by_hand():
@@ -45,25 +48,32 @@ def test_every_distance_falls_into_pytorchs_bucket(bidirectional, buckets, dista
 
 
 def cross_problem():
-    """2 products x 3 questions, 2 sources of 5 tokens, answers of 4, some positions invalid."""
+    """2 products x 3 questions, 3 sources of 6 tokens, answers of 4, some positions invalid."""
     keys = jax.random.split(jax.random.key(0), 3)
     layer = CrossAttention(16, heads=2, head_dim=4, rngs=nnx.Rngs(0))
     x = jax.random.normal(keys[0], (2, 3, 4, 16))
-    sources = jax.random.normal(keys[1], (2, 2, 5, 16))
-    weights = jax.random.normal(keys[2], (2, 3, 2, 5))
-    valid = jnp.arange(5) < jnp.array([[5, 3, 2], [1, 5, 4]])[..., None]
+    sources = [jax.random.normal(keys[1], (2, n, 16)) for n in (3, 2, 5)]
+    weights = jax.random.normal(keys[2], (2, 3, 3, 6))
+    valid = jnp.arange(6) < jnp.array([[6, 3, 2], [1, 6, 4]])[..., None]
     return layer, x, sources, weights, valid
 
 
 def literal(layer, x, sources, weights, valid):
     """Each question's own memory, e_k = sum_s w_sk S_sk, projected and attended to."""
-    fused = jnp.einsum("pqsk,pskd->pqkd", weights, sources).reshape(6, 1, 5, 16)
-    y = layer(x.reshape(6, 1, 4, 16), layer.project(fused), None, valid.reshape(6, 1, 5))
+    neighbours, tiles, text = sources
+    tokens = (
+        jnp.repeat(neighbours, 2, axis=1),
+        jnp.concatenate([tiles] * 3, axis=1),
+        jnp.concatenate([text, jnp.zeros((2, 1, 16))], axis=1),
+    )
+    fused = jnp.einsum("pqsk,pskd->pqkd", weights, jnp.stack(tokens, axis=1)).reshape(6, 6, 16)
+    memory = layer.project(join([fused], ["pad"]))
+    y = layer(x.reshape(6, 1, 4, 16), memory, None, valid.reshape(6, 1, 6))
     return y.reshape(x.shape)
 
 
 def shared(layer, x, sources, weights, valid):
-    return layer(x, layer.project(sources), weights, valid)
+    return layer(x, layer.project(join(sources, REPEATS)), weights, valid)
 
 
 def test_shared_keys_and_values_equal_the_literal_memory():
@@ -78,13 +88,14 @@ def test_shared_keys_and_values_equal_the_literal_memory():
         gradient = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
         return jax.jit(gradient)(state, *inputs)
 
-    chex.assert_trees_all_close(outcome(shared), outcome(literal), atol=1e-5)
+    chex.assert_trees_all_close(outcome(shared), outcome(literal), atol=1e-5, rtol=1e-5)
 
 
 def test_without_weights_the_sources_are_added_up():
     layer, x, sources, weights, valid = cross_problem()
     ones = jnp.ones_like(weights)
-    memory = layer.project(sources)
+    memory = layer.project(join(sources, REPEATS))
+    assert memory.keys.shape == (2, 2, 4, 10)  # ten rows for the eighteen tokens of a product
     expected = literal(layer, x, sources, ones, valid)
     chex.assert_trees_all_close(layer(x, memory, None, valid), expected, atol=1e-5)
     chex.assert_trees_all_close(layer(x, memory, ones, valid), expected, atol=1e-5)
@@ -94,7 +105,7 @@ def test_cross_attention_to_nothing_is_zero_with_a_finite_gradient():
     layer, x, sources, weights, valid = cross_problem()
     nothing = jnp.zeros_like(valid)
     gradient = jax.grad(lambda s: jnp.sum(shared(layer, x, s, weights, nothing)))(sources)
-    chex.assert_trees_all_equal(gradient, jnp.zeros_like(sources))
+    chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, sources))
     chex.assert_trees_all_equal(shared(layer, x, sources, weights, nothing), jnp.zeros_like(x))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.rows import Rows
 from moemoe_jax.nn.stack import Stack, shortest_pattern, stack_layers, unstack_layers
 from moemoe_jax.nn.t5 import T5Config, T5Decoder, T5Encoder
 
@@ -130,7 +131,7 @@ def test_a_scanned_encoder_equals_the_unrolled_one_with_dropout(remat, per_layer
 def test_a_scanned_decoder_equals_the_unrolled_one():
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 3, 4, 16))
-    sources = jax.random.normal(keys[1], (2, 2, 5, 16))
+    sources = Rows(jax.random.normal(keys[1], (2, 9, 16)), ((5, "tile"), (4, "pad")))
     weights = jax.random.uniform(keys[2], (2, 3, 2, 5))
     valid, memory_valid = jnp.ones((2, 3, 4), bool), jnp.ones((2, 3, 5), bool)
 

@@ -11,6 +11,7 @@ import torch
 
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.params import ExpertParam
+from moemoe_jax.nn.rows import join
 from moemoe_jax.nn.t5 import T5Config, T5Decoder, T5Encoder
 from tests.nn.torch_t5 import FLAVOURS, TINY, ToyT5, from_torch, ids, pair, torch_model
 
@@ -62,7 +63,7 @@ def test_the_loss_and_the_gradient_of_every_weight_equal_pytorch(models):
 
 def greedy(model, ids, steps):
     """Greedy ids [B, steps] with the cache, in one `fori_loop`; padding after </s>."""
-    memory = model.decoder.project(model.encode(ids)[:, None])
+    memory = model.decoder.project(join([model.encode(ids)], ["pad"]))
     read = (memory, None, (ids != 0)[:, None])
     rows = ids.shape[0]
 
@@ -106,13 +107,15 @@ def test_new_weights_are_spread_as_pytorch_spreads_them():
 
 
 def problem(config=TINY, seed=0, **mixture):
-    """A decoder and what it reads: 2 products x 3 questions, 2 sources of 4, answers of 5."""
+    """A decoder and what it reads: 2 products x 3 questions, sources of 4 tokens, answers of 5."""
     keys = jax.random.split(jax.random.key(seed), 5)
     decoder = T5Decoder(config, **mixture, rngs=nnx.Rngs(seed))
     inputs = {
         "embedded": jax.random.normal(keys[0], (2, 3, 5, config.d_model)),
         "valid": jnp.arange(5) < jnp.array([[5, 3, 4], [1, 5, 2]])[..., None],
-        "sources": jax.random.normal(keys[1], (2, 2, 4, config.d_model)),
+        "sources": [
+            jax.random.normal(keys[i], (2, n, config.d_model)) for i, n in ((1, 4), (4, 2))
+        ],
         "weights": jax.random.uniform(keys[2], (2, 3, 2, 4)),
         "memory_valid": jnp.arange(4) < jnp.array([[4, 3, 2], [1, 4, 4]])[..., None],
         "question": jax.random.normal(keys[3], (2, 3, config.d_model)),
@@ -123,7 +126,7 @@ def problem(config=TINY, seed=0, **mixture):
 @functools.partial(jax.jit, static_argnums=0)
 def jitted_decode(graph, state, inputs, key):
     decoder = nnx.merge(graph, state)
-    memory = decoder.project(inputs["sources"])
+    memory = decoder.project(join(inputs["sources"], ["pad", "tile"]))
     read = (memory, inputs["weights"], inputs["memory_valid"])
     return decoder(inputs["embedded"], inputs["valid"], *read, key, inputs["question"])
 
@@ -138,7 +141,7 @@ def test_cached_steps_equal_the_full_forward(scan):
     decoder, inputs = problem(dataclasses.replace(TINY, scan_layers=scan))
     inputs["valid"] = jnp.ones_like(inputs["valid"])
     full, _ = decode(decoder, inputs)
-    memory = decoder.project(inputs["sources"])
+    memory = decoder.project(join(inputs["sources"], ["pad", "tile"]))
     graph, state = nnx.split(decoder)
 
     @jax.jit
@@ -185,7 +188,7 @@ def test_padding_changes_neither_value_nor_gradient_of_the_decoder():
     padded = {
         "embedded": pad(inputs["embedded"], -2, 3.0),
         "valid": pad(inputs["valid"], -1, False),
-        "sources": pad(inputs["sources"], -2, 3.0),
+        "sources": [pad(inputs["sources"][0], -2, 3.0), inputs["sources"][1]],  # a tile more
         "weights": pad(inputs["weights"], -1, 0.7),
         "memory_valid": pad(inputs["memory_valid"], -1, False),
         "question": inputs["question"],
@@ -234,7 +237,7 @@ def test_mixtures_return_their_statistics_by_layer_scanned_or_not(level):
 def test_bfloat16_is_kept_and_parameters_stay_float32():
     decoder, inputs = problem(dataclasses.replace(TINY, dtype="bfloat16"))
     hidden, _ = decode(decoder, inputs)
-    memory = decoder.project(inputs["sources"])
+    memory = decoder.project(join(inputs["sources"], ["pad", "tile"]))
     assert {x.dtype for x in jax.tree.leaves((hidden, memory))} == {jnp.dtype("bfloat16")}
     assert {x.dtype for x in jax.tree.leaves(nnx.state(decoder))} == {jnp.dtype("float32")}
     exact, _ = decode(problem()[0], inputs)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 
+from moemoe_jax.nn.rows import join
 from moemoe_jax.nn.t5 import (
     T5Config,
     T5Decoder,
@@ -57,7 +58,7 @@ class ToyT5(nnx.Module):
 
     def __call__(self, ids, decoder_ids, key=None):
         """Ids [B, K] and right-shifted answers [B, L] to logits [B, L, V]."""
-        memory = self.decoder.project(self.encode(ids, key)[:, None])
+        memory = self.decoder.project(join([self.encode(ids, key)], ["pad"]))
         decoder_ids = decoder_ids[:, None]
         valid = jnp.ones(decoder_ids.shape, bool)
         read = (memory, None, (ids != 0)[:, None])

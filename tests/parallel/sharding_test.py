@@ -1,3 +1,5 @@
+import collections
+
 import chex
 from flax import nnx
 import jax
@@ -162,25 +164,36 @@ def test_a_process_makes_the_rows_of_its_devices(mesh):
 def test_the_rows_of_a_process_need_not_be_a_slice(monkeypatch):
     # Process 1 of the table below has devices 1 and 3 of a mesh that counts 0, 1, 2, 3.
     mesh = make_mesh(MeshConfig(), jax.devices()[:4])
-    mine = {jax.devices()[1], jax.devices()[3]}
+    Device = collections.namedtuple("Device", "id process_index")
     whole = jax.sharding.NamedSharding.devices_indices_map
     monkeypatch.setattr(
         jax.sharding.NamedSharding,
-        "addressable_devices_indices_map",
-        lambda self, shape: {d: i for d, i in whole(self, shape).items() if d in mine},
+        "devices_indices_map",
+        lambda self, shape: {
+            Device(device.id, process_index=device.id % 2): index
+            for device, index in whole(self, shape).items()
+        },
     )
-    assert sharding.local_rows.__wrapped__(mesh, 8) == (2, 3, 6, 7)
-    assert sharding.local_rows.__wrapped__(mesh, 6) == tuple(range(6))
+    held = sharding.process_rows.__wrapped__(mesh, 8)
+    assert held == {0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}
+    everything = tuple(range(6))  # does not divide
+    assert sharding.process_rows.__wrapped__(mesh, 6) == {0: everything, 1: everything}
+
+
+def test_sizes_for_the_eye():
+    assert [sharding.size_text(n) for n in (0, 1536, 2**20, 1468 * 2**20 + 2**18)] == [
+        "0 B", "1,536 B", "1.0 MiB", "1,468.2 MiB",
+    ]  # fmt: skip
 
 
 def test_the_table_counts_bytes_per_device(mesh, state):
     lines = sharding.describe(state, mesh).splitlines()
     rows = {line.split()[0]: line for line in lines}
-    assert rows["experts"].split()[-1] == "64"  # 1 * 2 * 8 float32
+    assert rows["experts"].endswith(" 64 B")  # 1 * 2 * 8 float32
     assert "(expert, fsdp, tensor)" in rows["experts"]
     # embedding 6*2, blocks 2 * 2*8, square 2*4, experts 1*2*8, router 2*3, odd 5: 79 floats
-    assert rows["total"].split()[-1] == "316"
-    assert rows["blocks/1"].split()[-1] == "64"
+    assert rows["total"].endswith(" 316 B")
+    assert rows["blocks/1"].endswith(" 64 B")
 
 
 def test_a_step_on_the_mesh_equals_a_step_on_one_device(mesh, state):

@@ -22,7 +22,7 @@ def lines_of(tmp_path, phase="experts", **mesh):
 
 
 def held(lines):
-    rows = re.findall(r"^(\w.*?)  +([\d,]+)$", lines[-1], re.MULTILINE)
+    rows = re.findall(r"^(\w.*?)  +([\d,]+) B$", lines[-1], re.MULTILINE)
     return {name: int(number.replace(",", "")) for name, number in rows}
 
 
@@ -34,8 +34,8 @@ def test_a_pod_is_planned_here_with_nothing_read_made_or_written(tmp_path, monke
     rows = {line.split()[0]: line for line in lines[2].splitlines()}
     # Two experts of 16 x 16 float32: one a device, a quarter of its rows.
     wo = rows["decoder/stack/blocks/1/feed_forward/wo/kernel"]
-    assert re.search(r"\(2, 16, 16\) +\(expert, tensor, fsdp\) +256$", wo)
-    assert re.search(r"\(400, 16\) +\(tensor, fsdp\) +6,400$", rows["decoder_embedding/table"])
+    assert re.search(r"\(2, 16, 16\) +\(expert, tensor, fsdp\) +256 B$", wo)
+    assert re.search(r"\(400, 16\) +\(tensor, fsdp\) +6,400 B$", rows["decoder_embedding/table"])
     assert len(lines) == 4
     split_too_far = "".join(lines_of(tmp_path, data=1, fsdp=32, expert=2))
     why = "(embed, 16) is replicated: fsdp=32 does not divide it"

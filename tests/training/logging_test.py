@@ -85,6 +85,23 @@ def test_plain_lines_in_a_log():
     assert "loss 0.5  examples/s 12.5  left 0:00:00" in lines[0]
 
 
+def test_what_is_left_does_not_count_the_time_of_compiling(monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("moemoe_jax.training.logging.time.monotonic", lambda: clock[0])
+    with Progress(5, log_every=1, terminal=False, stream=stream) as progress:
+        with progress.compiling(1):
+            clock[0] += 100.0
+        progress.update(1)
+        clock[0] += 2.0
+        progress.update(2)
+    assert stream.getvalue().splitlines() == [
+        "train: compiling the training step ...",
+        "train: compiled in 100 s, with step 1",
+        "train 1/5  left ?",
+        "train 2/5  left 0:00:06",
+    ]
+
+
 def test_a_bar_on_a_terminal(capsys):
     stream = io.StringIO()
     with Progress(4, start_step=2, terminal=True, stream=stream) as progress:

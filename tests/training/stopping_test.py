@@ -50,6 +50,7 @@ def test_with_something_to_save_it_waits_to_be_asked():
     )
     assert (done.returncode, done.stdout) == (0, "by SIGUSR1\n"), done.stderr
     assert done.stderr.count("SIGUSR1: saving") == 1
+    assert "(SIGINT twice: at once)" in done.stderr
     assert "SIGTERM" not in done.stderr
 
 
@@ -61,6 +62,11 @@ def test_a_second_interrupt_exits_at_once_and_other_signals_are_no_interrupts():
     )
     assert (done.returncode, done.stdout) == (130, "still here\n"), done.stderr
     assert "interrupted twice" in done.stderr
+
+
+def test_after_one_interrupt_the_second_is_the_next():
+    done = run("stop.keep(); send(signal.SIGINT); assert asked() == signal.SIGINT")
+    assert "SIGINT: saving and stopping at the next step (SIGINT again: at once)" in done.stderr
 
 
 def test_a_forked_child_ends_by_a_signal_without_stopping_its_parent():

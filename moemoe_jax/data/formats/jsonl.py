@@ -19,10 +19,11 @@ def load_json(line: str) -> dict[str, Any]:
       RecordError: not JSON, or not an object.
     """
     try:
-        value = json.loads(line)
+        # Without its end: an error behind that would be told as one in column 1 of a next line.
+        value = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         cut = "" if line.rstrip().endswith("}") else "; the line seems cut short"
-        raise RecordError(f"not JSON: {error.msg} at column {error.colno}{cut}") from error
+        raise RecordError(f"not JSON: {error.msg} at column {error.pos + 1}{cut}") from error
     except (RecursionError, ValueError) as error:  # nesting and numbers beyond all reason
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -1,8 +1,9 @@
 """TensorFlow Datasets folders (array_record files), read at random without TensorFlow.
 
-Folders that `write_tfds` made hold each record as `id`, the record as JSON, and the encoded images
-that the JSON points to. Any other folder is read by the kinds of its features: texts and images
-become sources (the first image is named "image"), class labels become attributes.
+Folders that `tfds_writer` made hold each record as `id`, the record as JSON, and the encoded images
+that the JSON points to; `metadata.json` says how large those are at most, where they were made
+smaller. Any other folder is read by the kinds of its features: texts and images become sources (the
+first image is named "image"), class labels become attributes.
 
 Shapes: N records.
 """
@@ -13,18 +14,16 @@ import functools
 import itertools
 import json
 from pathlib import Path
-import shutil
-import tempfile
 from typing import Any
 
 from moemoe_jax.data.formats.files import split_name
-from moemoe_jax.data.formats.images import embedded
-from moemoe_jax.data.records import Record, RecordError, parse_record, record_to_mapping
+from moemoe_jax.data.records import Record, RecordError, parse_record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.errors import UserError
 
 _INFO = "dataset_info.json"
 _OURS = {"id", "record", "images"}
+IMAGE_SIZE = "image_size"  # in the metadata
 
 
 def _folder(path: Path) -> Path | None:
@@ -87,7 +86,11 @@ def open_records(path: Path, split: str | None, rejects: Rejects) -> "TfdsSource
 
 
 class TfdsSource:
-    """A RecordSource over splits of a TFDS folder; nothing is read before it is asked for."""
+    """A RecordSource over splits of a TFDS folder; nothing is read before it is asked for.
+
+    Attributes:
+      image_size: pixels that the longer side of its images was cut down to; 0 where it was not.
+    """
 
     splits: tuple[str, ...] = ()
 
@@ -100,6 +103,7 @@ class TfdsSource:
             itertools.accumulate(info.splits[split].num_examples for split in split_names)
         )
         self._reader, skipped = _reader(folder, info.features)
+        self.image_size = int((info.metadata or {}).get(IMAGE_SIZE, 0))
         try:
             self._parts = [
                 _builder(folder).as_data_source(split, decoders=skipped) for split in split_names
@@ -175,50 +179,6 @@ def _read_features(
     return parse_record({"id": record_id, "sources": sources, "attributes": attributes}, None)
 
 
-@functools.cache
-def _builder_class():
-    """The dataset builder; made on first use, because TFDS takes seconds to import."""
-    import numpy as np
-    import tensorflow_datasets as tfds
-
-    class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Products: texts, images and attributes, as records."""
-
-        VERSION = tfds.core.Version("1.0.0")
-        examples: Mapping[str, Callable[[], Any]]  # split -> what yields (key, example)
-
-        def _info(self):
-            features = tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "record": tfds.features.Text(),
-                    "images": tfds.features.Sequence(
-                        tfds.features.Tensor(shape=(), dtype=np.object_)
-                    ),
-                }
-            )
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=self.__doc__,
-                features=features,
-                disable_shuffling=True,  # records stay in the order of their source
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: examples() for split, examples in self.examples.items()}
-
-        def _generate_examples(self):
-            raise AssertionError("each split brings its own; TFDS only asks that this exists")
-
-        def _log_download_bytes(self):  # nothing is downloaded
-            pass
-
-        def _log_download_done(self):
-            pass
-
-    return Records
-
-
 def check_empty(out_dir: Path) -> None:
     """Refuses a folder that holds a dataset: TFDS would keep the old one and say nothing.
 
@@ -227,47 +187,3 @@ def check_empty(out_dir: Path) -> None:
     """
     if (there := _folder(out_dir)) is not None:
         raise UserError(f"{there} holds a dataset; remove it or choose another output folder")
-
-
-def write_tfds(
-    sources: Mapping[str, Any],
-    out_dir: Path | str,
-    rejects: Rejects,
-    progress: Callable[[str, int], None] = lambda split, count: None,
-) -> Path:
-    """Writes record sources to a TFDS folder that `open_source(out_dir)` reads.
-
-    Args:
-      sources: split -> RecordSource.
-      out_dir: the folder; the data come to lie in `<out_dir>/records/1.0.0`, and only when they
-        are complete.
-      rejects: where images that cannot be read go; their records are written without them.
-      progress: called with (split, 1) for every record.
-
-    Returns:
-      The folder with `dataset_info.json`.
-
-    Raises:
-      UserError: there is a dataset in `out_dir`.
-    """
-    out_dir = Path(out_dir)
-    check_empty(out_dir)
-    import tensorflow_datasets as tfds
-
-    def examples(split: str):
-        source = sources[split]
-        for i in range(len(source)):
-            record = embedded(source[i], source.name, i + 1, rejects)
-            mapping, images = record_to_mapping(record)
-            text = json.dumps(mapping, ensure_ascii=False)
-            yield i, {"id": record.id, "record": text, "images": images}
-            progress(split, 1)
-
-    for stale in (out_dir / "records").glob("incomplete.*"):  # left by a job that was killed
-        shutil.rmtree(stale)
-    tfds.disable_progress_bar()  # the caller shows its own
-    builder = _builder_class()(data_dir=str(out_dir), file_format="array_record")
-    builder.examples = {split: functools.partial(examples, split) for split in sources}
-    with tempfile.TemporaryDirectory() as downloads:  # TFDS insists on one; it stays empty
-        builder.download_and_prepare(download_dir=downloads)
-    return Path(builder.data_dir)
