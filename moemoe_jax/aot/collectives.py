@@ -99,9 +99,12 @@ def _group(instruction: Instruction, devices: int) -> int:
     iota = re.match(r"\[(\d+),(\d+)\]<=", text)
     if iota:
         return int(iota[2])
-    mesh = re.match(r"@?mesh\w*\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    # Between the axes and those that take part may stand the order of the devices.
+    mesh = re.match(r"@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[axis]) for axis, part in parts)
+    if text and not text.startswith("{}"):
+        raise ValueError(f"groups of devices in a form that is not known: {text[:100]}")
     return devices

@@ -103,8 +103,9 @@ class Module:
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         self.entry = ""
-        partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
-        replicas = re.search(r"replica_count=(\d+)", text[:100_000])
+        settings = text.lstrip().partition("\n")[0]  # hundreds of thousands of characters
+        partitions = re.search(r"num_partitions=(\d+)", settings)
+        replicas = re.search(r"replica_count=(\d+)", settings)
         self.devices = int((partitions or replicas or [1, 1])[1])
         current: dict[str, Instruction] | None = None
         for line in text.splitlines():

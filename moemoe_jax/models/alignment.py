@@ -134,7 +134,8 @@ class TokenProjection(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(width**-0.5)
-        self.score = Linear(width, 1, rngs=rngs, init=init, axes=("embed", None), dtype="float32")
+        # Not split: for its gradient, all of the batch would be.
+        self.score = Linear(width, 1, rngs=rngs, init=init, dtype="float32")
 
     def __call__(self, encoded: Encoded, mask_padding: bool) -> tuple[jax.Array, jax.Array]:
         """Returns vectors [B, K] and which of their entries count, bool [B, K]."""

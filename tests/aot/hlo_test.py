@@ -87,6 +87,40 @@ def test_collectives_count_with_their_loops_and_groups():
     assert len(collectives.collectives(Module(PROGRAM))) == 5  # a group of one sends nothing
 
 
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
+        # The devices in another order: two by two axes of the mesh, turned.
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2,1]T(1,0,2)) {'a'}", 2),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2,1]T(1,0,2)) {'a','c'}", 8),
+        ("{}", 8),
+    ],
+)
+def test_groups_are_read_in_every_form(groups, members):
+    # Thousands of parameters may stand before what says how many devices there are.
+    aliases = "input_output_alias={ " + "{0}: (0, {}, may-alias), " * 10_000 + "}"
+    (found,) = collectives.collectives(
+        Module(f"""HloModule jit_step, {aliases}, num_partitions=8
+
+ENTRY %main (x: f32[100]) -> f32[100] {{
+  %x = f32[100]{{0}} parameter(0)
+  ROOT %sum = f32[100]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+""")
+    )
+    assert found.group == members
+
+
+def test_groups_in_an_unknown_form_are_refused():
+    text = PROGRAM.replace("replica_groups={{0,1},{2,3},{4,5},{6,7}}", "replica_groups=pairs")
+    with pytest.raises(ValueError, match="not known: pairs"):
+        collectives.collectives(Module(text))
+
+
 def test_kinds_are_summed_up():
     table = collectives.by_kind(collectives.collectives(Module(PROGRAM)))
     assert list(table) == list(collectives.KINDS)
