@@ -161,17 +161,20 @@ class Progress:
 
     @contextlib.contextmanager
     def compiling(self, step: int) -> Iterator[None]:
-        """Stands around the first step, which compiles: says so, and what it took.
+        """Stands around a step that is compiled for: says so, and what it took.
 
-        It does not count for the time that is left.
+        That does not count for the time that is left, nor does all that came before the first.
         """
         began = time.monotonic()
         self.note(f"{self._title}: compiling the training step ...")
         yield
-        self._first, self._began = step, time.monotonic()
+        took = time.monotonic() - began
+        self._began += took
+        if step == self._first + 1:
+            self._first, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.unpause()
-        self.note(f"{self._title}: compiled in {self._began - began:.0f} s, with step {step}")
+        self.note(f"{self._title}: compiled in {took:.0f} s, with step {step}")
 
     def update(
         self, step: int, loss: float | None = None, examples_per_second: float | None = None

@@ -94,11 +94,17 @@ def test_what_is_left_does_not_count_the_time_of_compiling(monkeypatch):
         progress.update(1)
         clock[0] += 2.0
         progress.update(2)
+        with progress.compiling(3):  # for another length of text
+            clock[0] += 100.0
+        progress.update(3)
     assert stream.getvalue().splitlines() == [
         "train: compiling the training step ...",
         "train: compiled in 100 s, with step 1",
         "train 1/5  left ?",
         "train 2/5  left 0:00:06",
+        "train: compiling the training step ...",
+        "train: compiled in 100 s, with step 3",
+        "train 3/5  left 0:00:02",
     ]
 
 
