@@ -282,9 +282,9 @@ def test_fashion_asks_what_the_folder_tells():
     assert config.data.questions_per_product == len(ATTRIBUTES) == 6
     assert config.data.hide_answer_fraction == 0.0
     hidden = from_config_dict(fashion.get_config("hidden"))
-    assert hidden == dataclasses.replace(
-        config, data=dataclasses.replace(config.data, hide_answer_fraction=0.5)
-    )
+    augment = dataclasses.replace(config.data.augment, hide_probability=0.3)
+    data = dataclasses.replace(config.data, hide_answer_fraction=0.5, augment=augment)
+    assert dataclasses.replace(hidden, train=config.train) == dataclasses.replace(config, data=data)
     for change, names in (("image_only", ["image"]), ("text_only", ["text"])):
         changed = from_config_dict(fashion.get_config(f"hidden,{change}"))
         assert [source.name for source in changed.model.sources] == names
