@@ -163,6 +163,14 @@ _ALL = (
         {"variant": "experts"},
     ),
     Row(
+        "experts_kept",
+        "the same on encodings that are kept",
+        "full step, ours",
+        _at_most(0.25),
+        "frozen:against_full",
+        {"variant": "kept"},
+    ),
+    Row(
         "second_start",
         "start to first step, programs kept",
         "first start, ours",
@@ -171,7 +179,7 @@ _ALL = (
     ),
     Row(
         "recompiled_train",
-        "compilations in a training behind its first epoch",
+        "compilations in the second half of a training",
         "none",
         _at_most(0),
         "compilations:training",

@@ -4,18 +4,19 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import itertools
+import json
 from pathlib import Path
 import tempfile
 
 from flax import nnx
 import jax
+import numpy as np
 
 from benchmarks.measure import Context, Samples
 from benchmarks.ours import experiment
 from benchmarks.sizes import settings
 from moemoe_jax.data.examples import corpus
 from moemoe_jax.data.notes import Notes
-from moemoe_jax.data.pipeline import train_batches
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import open_source
@@ -28,7 +29,9 @@ from moemoe_jax.training.loop import train
 from moemoe_jax.training.stopping import Stop
 
 _EVENT = "/jax/core/compile/backend_compile_duration"  # also where a kept program is loaded
-_QUESTIONS = 6
+_ATTRIBUTES = ("color", "material", "sleeve", "neck", "pattern", "fit")
+_WORDS = ("red", "blue", "green", "cotton", "linen", "long", "short", "round", "plain", "slim")
+_RECORDS = 150
 
 
 @contextlib.contextmanager
@@ -61,16 +64,13 @@ class _Counting(Stop):
 
 
 def training(context: Context) -> Samples:
-    """Two epochs, with evaluations and checkpoints: what the second compiles is too much.
-
-    It starts to count behind the second epoch's first step.
-    """
-    mapping = settings(context.size, _QUESTIONS)
-    products = 4 * mapping.data.products_per_batch
-    mapping.data.source = f"catalogue:products={products},image_size={mapping.data.image_size}"
-    mapping.data.val_fraction, mapping.data.test_fraction = 0.25, 0.25
-    mapping.train.epochs, mapping.train.samples = 2, 0
+    """Three epochs, with evaluations and checkpoints: what the second half compiles is too much."""
+    mapping = _settings(context.size)
+    data = mapping.data
+    data.text_buckets, data.val_fraction = (data.text_length // 2,), 0.25
+    mapping.train.epochs, mapping.train.samples = 3, 0
     with tempfile.TemporaryDirectory() as folder, _compilations() as compiled:
+        data.source = str(_records(Path(folder)))
         stop = _Counting(compiled)
         train(mapping, str(Path(folder, "run")), say=lambda _: None, stop=stop)
         warm = stop.counts[len(stop.counts) // 2]
@@ -78,40 +78,56 @@ def training(context: Context) -> Samples:
 
 
 def answering(context: Context) -> Samples:
-    """The stream of `launch.predict` over records of different lengths, twice and more.
-
-    Texts are cut at several lengths only where nobody reads their padding, hence `padding=zero`.
-    """
-    mapping = settings(context.size, _QUESTIONS)
-    mapping.model.fusion.padding, mapping.answer.window = "zero", 32
+    """The stream of `launch.predict` over records of short and long texts, twice and more."""
+    mapping = _settings(context.size)
+    mapping.answer.window = 40  # batches that are full, and others
     config = experiment(mapping)
-    source = open_source(f"catalogue:products=100,image_size={config.data.image_size}", "train")
-    tokenizer = Tokenizer.train(corpus(source, config.data), config.data.tokenizer_vocab_size)
-    batches = train_batches(source, tokenizer, config.data, seed=0)
-    ask = tuple(batches.attributes)
-    batches.close()
-    reader = ProductReader(
-        source,
-        tokenizer,
-        stream_data(config.data, config.answer, len(ask)),
-        rejects=Rejects(max_fraction=0.0),
-        notes=Notes(),
-        labelled_only=False,
-        ask=ask,
-    )
-    stream = Stream(reader, config.model, config.answer)
-    mesh = make_mesh(config.mesh)
-    graph, params = nnx.split(create_model(config.model, 0, mesh))
-    predictor = Predictor(graph, config, tokenizer, mesh)
-    start = functools.partial(predictor.start, (params,))
-    with _compilations() as compiled:
-        counts = [0]
-        for _ in range(1 + context.repetitions):
-            works = stream.works(range(stream.windows))
-            for _ in answer_windows(works, start, predictor.collect):
-                pass
-            counts.append(len(compiled))
-    warm = counts[1]
-    again = [after - before for before, after in itertools.pairwise(counts[1:])]
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(str(_records(Path(folder))))
+        texts = corpus(source, config.data)
+        tokenizer = Tokenizer.train(texts, config.data.tokenizer_vocab_size)
+        reader = ProductReader(
+            source,
+            tokenizer,
+            stream_data(config.data, config.answer, len(_ATTRIBUTES)),
+            rejects=Rejects(max_fraction=0.0),
+            notes=Notes(),
+            labelled_only=False,
+            ask=_ATTRIBUTES,
+        )
+        stream = Stream(reader, config.model, config.answer)
+        mesh = make_mesh(config.mesh)
+        graph, params = nnx.split(create_model(config.model, 0, mesh))
+        predictor = Predictor(graph, config, tokenizer, mesh)
+        start = functools.partial(predictor.start, (params,))
+        counts = []
+        with _compilations() as compiled:
+            for _ in range(1 + context.repetitions):
+                works = stream.works(range(stream.windows))
+                for _ in answer_windows(works, start, predictor.collect):
+                    pass
+                counts.append(len(compiled))
+    again = [after - before for before, after in itertools.pairwise(counts)]
     note = f"{len(stream.shapes)} shapes of batches, of at most {stream.most_shapes}"
-    return Samples("programs", again, [warm] * len(again), note)
+    return Samples("programs", again, counts[:1] * len(again), note)
+
+
+def _settings(size: str):
+    """Texts are cut at several lengths only where nobody reads their padding."""
+    mapping = settings(size, len(_ATTRIBUTES))
+    mapping.model.fusion.padding = "zero"
+    mapping.data.sources.text.fields = ("title",)
+    return mapping
+
+
+def _records(folder: Path) -> Path:
+    """JSON Lines of products without an image, whose titles have 1 to 64 words."""
+    rng = np.random.default_rng(0)
+    file = folder / "records.jsonl"
+    with file.open("w") as out:
+        for number in range(_RECORDS):
+            words = rng.choice(_WORDS, rng.choice([rng.integers(1, 9), rng.integers(33, 65)]))
+            attributes = {name: str(rng.choice(_WORDS)) for name in _ATTRIBUTES}
+            record = {"id": str(number), "sources": {"title": " ".join(words)}}
+            out.write(json.dumps(record | {"attributes": attributes}) + "\n")
+    return file

@@ -15,13 +15,15 @@ def against_full(context: Context, variant: str) -> Samples:
     return Samples("s", *in_turn(timed(ours), timed(full), context.repetitions))
 
 
-def _step(size: str, trainable: str) -> Training:
+def _step(size: str, trainable: str, keep: bool = False) -> Training:
+    """A step; with `keep`, on encodings that are kept, so the encoders do not drop out."""
     mapping = settings(size, _QUESTIONS, mixture=True)
-    mapping.train.trainable = trainable
-    return Training(experiment(mapping))
+    mapping.train.trainable, mapping.train.frozen_dropout = trainable, not keep
+    return Training(experiment(mapping), keep=keep)
 
 
 # By name, what makes a step of a size.
 VARIANTS: dict[str, Callable[[str], Callable[[], object]]] = {
     "experts": lambda size: _step(size, "experts"),
+    "kept": lambda size: _step(size, "experts", keep=True),
 }
