@@ -212,7 +212,8 @@ def part(rows: Rows, first: int, count: int) -> Rows:
     """Some of the rows, their labels cut after the longest answer."""
     cut = {name: values[first : first + count] for name, values in rows.items()}
     if "labels" in cut:
-        cut["labels"] = cut["labels"][:, : int((cut["labels"] != _IGNORED).sum(1).max())]
+        longest = int((cut["labels"] != _IGNORED).sum(1).max())
+        cut["labels"] = cut["labels"][:, :longest].contiguous()  # T5's loss asks for it
     return cut
 
 
