@@ -23,6 +23,7 @@ from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.models.config import MoEMoEConfig, SourceSpec
 from moemoe_jax.parallel.mesh import MeshConfig
 from moemoe_jax.training.config import InitConfig, TrainConfig
+from moemoe_jax.training.encoders import cache_of
 from moemoe_jax.training.losses import LossConfig
 from moemoe_jax.training.optimizer import OptimizerConfig
 
@@ -107,7 +108,9 @@ def from_config_dict(
         _check_buckets(built)
     rest = {k: v for k, v in mapping.items() if k not in ("model", "data")}
     rest["evaluation"] = {**rest.get("evaluation", {}), "no_answer_text": data.no_answer_text}
-    return from_mapping(ExperimentConfig, rest, "", model=built, data=data)
+    config = from_mapping(ExperimentConfig, rest, "", model=built, data=data)
+    cache_of(config)  # refuses to keep encodings that change
+    return config
 
 
 def _check_buckets(model: MoEMoEConfig) -> None:

@@ -48,6 +48,7 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
     from moemoe_jax.experiment import from_config_dict, from_json
     from moemoe_jax.parallel.axes import shards
     from moemoe_jax.parallel.mesh import make_mesh
+    from moemoe_jax.parallel.sharding import bytes_on_device
 
     mapping = from_json(request["config"])
     config = from_config_dict(mapping, programs.vocabulary(request["config"]))
@@ -64,24 +65,10 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
         "programs": compiled,
         "formula": flops.training_flops(config, shards("batch", mesh)).totals(),
         "minimum": minimum.training_minimum(config, run),
-        "held": _held(run),
+        "held": {name: bytes_on_device(tree) for name, tree in run.held().items()},
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
     }
-
-
-def _held(run: Any) -> dict[str, int]:
-    """What fills the arguments of a step; frozen parameters are in one entry alone."""
-    from moemoe_jax.parallel.sharding import bytes_on_device
-
-    state, frozen = run.abstract
-    held = {
-        "trained parameters": state.params,
-        "frozen parameters": frozen,
-        "moving average": state.ema,
-        "optimizer state": state.optimizer,
-    }
-    return {name: bytes_on_device(tree) for name, tree in held.items()}
 
 
 def _compiled(lowered: Any, request: dict[str, Any], name: str) -> dict[str, Any]:

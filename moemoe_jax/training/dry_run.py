@@ -41,14 +41,8 @@ def dry_run(
     say(describe(nnx.state(run.model), mesh))
     for line in indivisible(nnx.state(run.model), mesh):
         say(f"note: {line}")
-    state, frozen = run.abstract
-    held = {
-        "trained parameters": state.params,
-        "frozen parameters": frozen,
-        "moving average": state.ema,
-        "optimizer state": state.optimizer,
-        "gradients, in a step": state.params,
-    }
+    held = run.held()
+    held["gradients, in a step"] = held["trained parameters"]
     sizes = {name: bytes_on_device(tree) for name, tree in held.items()}
     sizes["total, without activations"] = sum(sizes.values())
     rows = [("in all", "on a device"), *((name, size_text(n)) for name, n in sizes.items())]

@@ -12,18 +12,17 @@ from flax import nnx
 import jax
 import ml_collections
 
-from moemoe_jax.data.batching import text_tokens
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.encode_once import EncodeOnce
-from moemoe_jax.training.encoders import cache_of
 from moemoe_jax.training.goodput import Goodput
 from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.logging import MetricsWriter, Progress
 from moemoe_jax.training.optimizer import check_warmup
+from moemoe_jax.training.programs import Programs
 from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
 from moemoe_jax.training.start import checkpoint_tree, evaluation_at, restore_or_initialise
 from moemoe_jax.training.step import TrainState
@@ -92,7 +91,6 @@ def _set_up(
     mapping = with_vocabulary(mapping, workdir)
     document = to_json(mapping)
     config = from_config_dict(mapping)  # refuses what is wrong before anything is written
-    cache_of(config)  # as is a cache of encodings that would not be exact
     settings = config.train
     if settings.steps:
         check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
@@ -160,7 +158,7 @@ class _Trainer:
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
-        self.lengths: set[int] = set()  # of texts; each has a program of its own
+        self.programs = Programs(len(config.data.text_lengths))
         self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
@@ -195,7 +193,7 @@ class _Trainer:
         log = StepLog(self.config, self.plan.steps_per_epoch, first, writer, progress, self.ledger)
         queued = None
         for number, batch in self._batches(first, total):
-            new = self._needs_program(number, batch)
+            new = self.programs.is_new(number, batch, progress.note)
             if number == first + 1:
                 progress.note(self._outlook(first))
             told = progress.compiling(number) if new else contextlib.nullcontext()
@@ -216,17 +214,6 @@ class _Trainer:
         saves = [total, *(first - first % n + n for n in (self.every, every) if n)]
         more = "" if every else "; --config.train.save_every=N saves more often"
         return f"train: steps {first + 1} to {total}, the next checkpoint at {min(saves)}{more}"
-
-    def _needs_program(self, number: int, batch: Any) -> bool:
-        """Whether a step is the first with texts of its length, for which it is compiled."""
-        length, most = text_tokens(batch), len(self.config.data.text_lengths)
-        if length in self.lengths:
-            return False
-        self.lengths.add(length)
-        if most > 1:
-            which = f"program {len(self.lengths)} of at most {most}"
-            self.progress.note(f"train: step {number} has texts of {length} tokens: {which}")
-        return True
 
     def _pause(self, number: int, state: TrainState) -> None:
         """What comes between two steps: evaluation, checkpoint, and the end when asked for."""

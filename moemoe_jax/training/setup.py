@@ -29,7 +29,7 @@ from moemoe_jax.parallel.sharding import (
     param_shardings,
     replicated,
 )
-from moemoe_jax.training.encoders import cache_of, encoders_of
+from moemoe_jax.training.encoders import encoders_of
 from moemoe_jax.training.initialise import initialise_from
 from moemoe_jax.training.optimizer import make_optimizer
 from moemoe_jax.training.step import TrainState, init_state, make_train_step
@@ -148,6 +148,16 @@ class Run:
     mesh: Mesh | AbstractMesh
     abstract: tuple[TrainState, nnx.State]
 
+    def held(self) -> dict[str, Any]:
+        """What a device keeps from step to step, as shapes and places, by what it is."""
+        state, frozen = self.abstract
+        return {
+            "trained parameters": state.params,
+            "frozen parameters": frozen,
+            "moving average": state.ema,
+            "optimizer state": state.optimizer,
+        }
+
 
 def plan(
     config: ExperimentConfig, steps_per_epoch: float, mesh: Mesh | AbstractMesh | None = None
@@ -160,12 +170,10 @@ def plan(
       mesh: where the run is to be; None makes the one of `config.mesh` of the devices here.
 
     Raises:
-      UserError: for a batch or experts that the mesh does not divide, or encodings that are to be
-        kept although they change.
+      UserError: for a batch or experts that the mesh does not divide.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     _check_batch(config, mesh)
-    cache_of(config)
     model = abstract_model(config.model)
     check_experts(nnx.state(model), mesh)
     graph, trained, frozen = split_trainable(model, config.train.trainable)

@@ -14,6 +14,8 @@ from moemoe_jax.training import encode_once
 from moemoe_jax.training.encode_once import EncodeOnce
 from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.kept_rows import KeptRows
+from moemoe_jax.training.logging import read_metrics
+from moemoe_jax.training.loop import train
 from moemoe_jax.training.setup import first_state, jitted_step, open_data, plan
 from moemoe_jax.workdir import WorkDir
 from tests.launch import tiny
@@ -106,6 +108,16 @@ def test_steps_on_kept_encodings_are_those_that_encode(run):
     batch = kept(STEPS + 5, later)
     assert set(batch["encoded_sources"][0].rows.sharding.spec) >= {("data", "fsdp", "expert")}
     assert all(valid.any() for valid in batch["source_valid"].values())
+
+
+def test_a_training_keeps_encodings_by_itself_where_nothing_changes_them(run, tmp_path, capsys):
+    train(settings(), str(tmp_path / "kept"))
+    said = capsys.readouterr().out
+    assert "encodings: those of 24 of 24 products are kept in memory" in said
+    assert said.count("compiling the training step") == 1
+    rows = [row for row in read_metrics(tmp_path / "kept") if "loss/total" in row]
+    expected = [float(metrics["loss/total"]) for _, metrics in run.expected[1:]]
+    np.testing.assert_allclose([row["loss/total"] for row in rows], expected, rtol=1e-6)
 
 
 def test_products_that_do_not_fit_are_encoded_each_time(run):
