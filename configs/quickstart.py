@@ -28,7 +28,7 @@ def get_config(phase="dense"):
     config.model.text.num_layers = 1  # such texts need no more, and it halves what they cost
     config.model.text.dropout = config.model.vision.drop_path = 0.05
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 4e-3, 50
-    config.train.epochs, config.train.eval_every = 4, 300
+    config.train.epochs, config.train.eval_every = 6, 300
     if phase == "moe":
         base.experts_only(config, init_from="runs/dense")
         config.train.epochs = 1
