@@ -66,7 +66,8 @@ def test_experts_alone_cost_no_more_than_they_need(tmp_path):
 
 
 def test_too_large_a_batch_is_a_row_and_a_status(tmp_path):
-    done = check("--products_per_chip=200000", "--topology=v5e:2x2", "--config.data.image_size=32")
+    sizes = ("--config.data.image_size=32", "--config.data.text_length=64")
+    done = check("--products_per_chip=200000", "--topology=v5e:2x2", *sizes)
     assert done.returncode == 3, done.stderr
     assert "does not fit: needs" in done.stdout
 
