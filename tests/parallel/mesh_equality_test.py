@@ -59,8 +59,8 @@ def moved(model, seed):
 def test_every_mesh_equals_one_device():
     """The bar of 1e-5 for every leaf, at the values that a training starts from.
 
-    Random weights of order one saturate the attention: there the last bit of the parameters alone
-    moves some leaves by more than the bar, on one device. As both the mesh and the one device are
+    At random weights of order one, the last bit of the parameters alone moves some leaves by more
+    than the bar, on one device. As both the mesh and the one device are
     off by as much, those may differ by twice that.
     """
     model = dataclasses.replace(
