@@ -87,16 +87,27 @@ def _check(topology: str, chip) -> dict[str, Any]:
 
 
 def _search(topology: str, chip) -> dict[str, Any]:
-    """Tries remat policies and batches on the training step and prints what was tried."""
+    """Tries remat policies and batches on the training step and prints what was tried.
+
+    Raises:
+      RuntimeError: nothing fits, and on some of it the compiler failed.
+    """
     from moemoe_jax.aot.report import bounds, refusal, search_table
     from moemoe_jax.aot.search import search
+
+    broken: list[RuntimeError] = []
 
     def measure(remat: str, batch: int) -> dict[str, Any]:
         print(f"{topology}: remat {remat}, {batch} products a chip", flush=True)
         settings = _settings(topology, batch)
         settings.model.text.remat = remat
         settings.model.vision.remat = remat == "full"
-        result = _compile(topology, settings, ["train"])
+        try:
+            result = _compile(topology, settings, ["train"])
+        except RuntimeError as error:
+            # The compiler fails on this candidate: no reason to give up on the others.
+            broken.append(error)
+            return {"fits": False, "note": str(error)}
         train = result["programs"]["train"]
         if not train["fits"]:
             return {"fits": False, "note": refusal(train)}
@@ -111,6 +122,8 @@ def _search(topology: str, chip) -> dict[str, Any]:
 
     rows, best = search(measure, _PRODUCTS.value or 8, _BUDGET.value)
     print(search_table(rows, best), "\n", sep="", flush=True)
+    if best is None and broken:
+        raise broken[-1]
     return {"topology": topology, "fits": best is not None, "best": best, "rows": rows}
 
 

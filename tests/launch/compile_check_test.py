@@ -86,6 +86,22 @@ def test_a_search_prints_what_it_tried(command, capsys):
     assert ["full", "32", "2.00", "5.08", "25,216", "compute-bound", "(best)"] in rows
 
 
+def test_a_search_goes_on_where_the_compiler_fails(command, capsys):
+    def train(config):
+        if config.model.text.remat == "none" or fails_always:
+            raise RuntimeError("compiling for v5e:2x2 ended with status -6")
+        return PROGRAM
+
+    fails_always = False
+    arguments = ("--topology=v5e:2x2", "--search", "--search_compiles=3")
+    assert command(*arguments, train=train) == 0
+    said = capsys.readouterr().out
+    assert "ended with status -6" in said and "(best)" in said
+    fails_always = True
+    with pytest.raises(RuntimeError, match="status -6"):
+        command(*arguments, train=train)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

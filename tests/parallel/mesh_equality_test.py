@@ -14,6 +14,7 @@ from tests.models.tiny import batch, random_model
 from tests.parallel.meshes import IMAGE, ONE, TEXT, collectives, compiled, deviations, step_on
 
 BAR = 1e-5
+MOVES = 4  # of the last bits of a model's parameters
 SHAPES = [
     MeshConfig(data=4, tensor=2),
     MeshConfig(data=2, expert=2, tensor=2),
@@ -42,9 +43,9 @@ def test_a_step_on_eight_devices_equals_one_on_one_device():
     assert not {shape for shape in gathered if shape[0] == 8}
 
 
-def moved(model):
+def moved(model, seed):
     """The model with every parameter one unit in its last place up or down, at random."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
 
     def move(x):
         away = np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
@@ -58,8 +59,9 @@ def moved(model):
 def test_every_mesh_equals_one_device():
     """The bar of 1e-5 for every leaf, at the values that a training starts from.
 
-    Random weights of order one saturate the attention: there the last bit of the parameters alone
-    moves some leaves by more than the bar, on one device. Those may differ by as much.
+    At random weights of order one, the last bit of the parameters alone moves some leaves by more
+    than the bar, on one device. As both the mesh and the one device are
+    off by as much, those may differ by twice that.
     """
     model = dataclasses.replace(
         IMAGE, moe_layers=dataclasses.replace(IMAGE.moe_layers, context_encoder="all")
@@ -75,23 +77,26 @@ def test_every_mesh_equals_one_device():
     print(f"\n{'mesh':42}{'weights':>8}{'loss':>9}{'gradients':>10}{'moved':>9}  the worst leaf")
     for config, shape, accumulation in cases:
         weights = {"initial": create_model(config, 0, one), "random": random_model(config)}
-        if (config, accumulation) not in alone:
+        if (config, accumulation, "random") not in alone:
             run, _ = compiled(ONE, config, data, accumulation)
-            alone[config, accumulation] = {
-                name: (*run(weights[name]), run(moved(weights[name]))[1]) for name in weights
-            }
+            for name, these in weights.items():
+                loss, gradients = run(these)
+                moves = [deviations(run(moved(these, n))[1], gradients) for n in range(MOVES)]
+                last_bit = {path: max(off[path] for off in moves) for path in gradients}
+                alone[config, accumulation, name] = loss, gradients, last_bit
         run, _ = compiled(shape, config, data, accumulation)
         mesh = f"{shape}" + f" slices={shape.slices}" * (shape.slices > 1)
         mesh += " capacity" * (config is limited) + " 2 micro-batches" * (accumulation > 1)
-        for name, (loss, gradients, after_moving) in alone[config, accumulation].items():
-            found_loss, found = run(weights[name])
-            off, last_bit = deviations(found, gradients), deviations(after_moving, gradients)
+        for name, these in weights.items():
+            loss, gradients, last_bit = alone[config, accumulation, name]
+            found_loss, found = run(these)
+            off = deviations(found, gradients)
             leaf, loss_off = max(off, key=off.get), abs(found_loss - loss) / abs(loss)
             print(
                 f"{mesh:42}{name:>8}{loss_off:9.1e}{off[leaf]:10.1e}{last_bit[leaf]:9.1e}  {leaf}",
                 flush=True,
             )
-            bars = {path: max(BAR, last_bit[path] * (name == "random")) for path in off}
+            bars = {path: max(BAR, 2 * last_bit[path] * (name == "random")) for path in off}
             beyond += [(mesh, name, path) for path in off if off[path] >= bars[path]]
             beyond += [(mesh, name, "loss")] * (loss_off >= BAR)
     assert not beyond
