@@ -7,9 +7,10 @@ r"""Answers records without gold answers.
 Each record's own questions and attributes are asked, and those of --attributes, of every record.
 
 Memory does not grow with the number of records. A job that was killed, or stopped by SIGTERM, goes
-on where it was when the same command is given again; what it had answered lies beside the output
-until that is complete. A changed input, model or settings are noticed and refused; of files in
-folders inside the input (images), names and sizes are looked at for that.
+on where it was when the same command is given again, by as many processes as may be; what it had
+answered lies beside the output until that is complete. A changed input, model or settings are
+noticed and refused; of files in folders inside the input (images), names and sizes are looked at
+for that.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from absl import flags
 from launch import common
 
 common.define_workdir("The work directory of a trained model.")
+common.define_processes()
 flags.DEFINE_string("input", None, "Records: a file or folder of any known format.", required=True)
 flags.DEFINE_string("output", None, "Answers: .jsonl or .parquet.", required=True)
 flags.DEFINE_list(
@@ -42,6 +44,7 @@ flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> int:
     """Answers as the flags say; the status is 128 and the signal's number where one stopped it."""
     del argv
+    common.join_processes()
     import dataclasses
     from pathlib import Path
 
@@ -58,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     check_paths(args.input, output, args.overwrite)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
     _check_attributes(attributes, workdir)
-    loaded = common.limited(loading.load(workdir, args.checkpoint))
+    loaded = loading.on_own_devices(loading.load(workdir, args.checkpoint))
+    loaded = common.limited(loaded)
     answer = _changed(loaded.config.answer, args.answer)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)

@@ -5,7 +5,8 @@ import json
 
 from flax import nnx
 import jax
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
@@ -92,6 +93,25 @@ def load(workdir: WorkDir, checkpoint: str = "best", mesh: Mesh | None = None) -
         raise UserError(f"{workdir.checkpoints} holds no checkpoint yet; train first")
     params = (restored.state[name], restored.state["frozen"])
     return Loaded(config, tokenizer, graph, params, mesh, restored.step)
+
+
+def on_own_devices(loaded: Loaded) -> Loaded:
+    """The model on the devices of each process, so that it answers without the others.
+
+    All processes call this, or the only one there is; then nothing changes.
+
+    Raises:
+      UserError: the run's mesh cannot be made of the devices of one process.
+    """
+    if jax.process_count() == 1:
+        return loaded
+    mesh = make_mesh(loaded.config.mesh, jax.local_devices())
+
+    def move(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        return jax.device_put(multihost_utils.process_allgather(leaf, tiled=True), sharding)
+
+    params = [jax.tree.map(move, p, param_shardings(p, mesh)) for p in loaded.params]
+    return dataclasses.replace(loaded, params=tuple(params), mesh=mesh)
 
 
 def place(state: nnx.State, mesh: Mesh) -> nnx.State:

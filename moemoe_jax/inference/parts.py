@@ -33,10 +33,14 @@ class Parts:
       resumed: whether the output was begun before.
     """
 
-    def __init__(self, output: Path, folder: Path, lock: BinaryIO, resumed: bool):
+    def __init__(self, output: Path, folder: Path, lock: BinaryIO | None, resumed: bool):
         self._output, self._folder, self._lock = output, folder, lock
         self.resumed = resumed
-        self.done = {int(path.stem) for path in folder.glob("*.jsonl")}
+        self.look()
+
+    def look(self) -> None:
+        """Finds out what is answered, by other processes as well."""
+        self.done = {int(path.stem) for path in self._folder.glob("*.jsonl")}
 
     def write(self, number: int, answers: list[ScoredAnswer]) -> None:
         """Writes the answers of a window down for good.
@@ -87,8 +91,9 @@ class Parts:
         return count
 
     def close(self) -> None:
-        """Lets another process go on with the parts."""
-        self._lock.close()
+        """Lets another job go on with the parts."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.jsonl"
@@ -143,6 +148,11 @@ def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = Fals
             lock.close()
             raise
     return Parts(output, folder, lock, resumed)
+
+
+def share_parts(output: Path, resumed: bool) -> Parts:
+    """The parts of an output that the first process of this job has opened, for another one."""
+    return Parts(output, _folder(output), None, resumed)
 
 
 def _resumes(folder: Path, output: Path, fingerprint: dict[str, str]) -> bool:

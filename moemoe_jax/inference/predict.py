@@ -1,10 +1,15 @@
-"""Answers any number of records into one file, and goes on where a killed job stopped."""
+"""Answers any number of records into one file, and goes on where a killed job stopped.
+
+Several processes deal the windows out and answer theirs alone, on their own devices; they meet when
+the output is begun, and when all windows are answered, which the first one then joins.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
 import dataclasses
 import functools
+import glob
 import itertools
 import json
 from pathlib import Path
@@ -12,6 +17,9 @@ import signal
 import time
 
 from flax import nnx
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.notes import Notes
@@ -24,10 +32,11 @@ from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.evaluate import Say
 from moemoe_jax.inference.fingerprint import fingerprint
 from moemoe_jax.inference.loading import Loaded
-from moemoe_jax.inference.parts import Parts, check_output, open_parts, told
+from moemoe_jax.inference.parts import Parts, check_output, open_parts, share_parts, told
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.inference.stream import Stream, answer_windows, stream_data
 from moemoe_jax.models.config import MoEMoEConfig
+from moemoe_jax.training import together
 from moemoe_jax.workdir import WorkDir
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -58,7 +67,7 @@ def predict(
     """Answers the questions about every record of a source.
 
     Args:
-      loaded: the model.
+      loaded: the model; of several processes, on the devices of each (`loading.on_own_devices`).
       workdir: where it is from.
       spec: of the source.
       output: the file to write, `.jsonl` or `.parquet`; it appears when it is complete.
@@ -71,7 +80,7 @@ def predict(
       say: prints a line.
 
     Returns:
-      0, or the number of the signal that the job was stopped by.
+      0, or the number of the signal that the job was stopped by, on any of its processes.
 
     Raises:
       UserError: the output exists or was begun with something else, too many records are rejected,
@@ -83,7 +92,7 @@ def predict(
     settings = {"name": name, "ask": tuple(ask), "only": tuple(only)}
     settings["calibrator"] = None if calibrator is None else json.dumps(calibrator.to_json())
     identity = fingerprint(loaded, workdir, spec, output, settings)
-    parts = open_parts(output, identity, overwrite)
+    parts = _open(output, identity, overwrite)
     try:
         rejects = _rejects(output, data.max_reject_fraction, parts.resumed)
         with told(output):
@@ -108,12 +117,19 @@ def predict(
         with _signals() as stopped, told(output):
             _answer(stream, parts, predictor, loaded.params, stopped, say)
         _report(stream, reader, config.model, say)
+        number = _of_all(stopped.number)
+        parts.look()
         if len(parts.done) < stream.windows:
             say(
-                f"stopped by {signal.Signals(stopped.number).name}: {len(parts.done)} of "
+                f"stopped by {signal.Signals(number).name}: {len(parts.done)} of "
                 f"{windows} are answered; to go on, run the same without --overwrite"
             )
-            return stopped.number
+            return number
+        together.meet("all windows are counted")
+        if not together.is_first():
+            return 0
+        _take_over(rejects, rejects.path)
+        rejects.check(max(rejects.seen, len(source)))
         count = parts.join(stream.windows)
     finally:
         parts.close()
@@ -121,6 +137,23 @@ def predict(
     if rejects.total:
         say(f"rejects: {rejects.total}, listed in {rejects.path}")
     return 0
+
+
+def _open(output: Path, identity: dict[str, str], overwrite: bool) -> Parts:
+    """The parts of the output, which the first process opens for all."""
+    parts = open_parts(output, identity, overwrite) if together.is_first() else None
+    resumed = bool(_of_all(parts is not None and parts.resumed))
+    if parts is None:
+        parts = share_parts(output, resumed)
+    together.meet("all know what is answered")
+    return parts
+
+
+def _of_all(number: int) -> int:
+    """The largest number of any process; each waits for the others here."""
+    if jax.process_count() == 1:
+        return int(number)
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def _number(count: int, noun: str) -> str:
@@ -143,18 +176,37 @@ def check_paths(spec: str, output: Path, overwrite: bool = False) -> None:
 
 
 def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
-    """The list of rejects beside the output; those of a job that goes on are counted again."""
+    """The list of rejects beside the output; those of a job that goes on are counted again.
+
+    While several processes answer, each but the first has a list of its own.
+    """
     path = output.with_name(output.name + ".rejects.jsonl")
-    if not resumed:
-        path.unlink(missing_ok=True)
-    rejects = Rejects(path, max_fraction)
-    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+    if together.is_first():
+        rejects = Rejects(path, max_fraction, anew=not resumed)
+        if resumed and path.exists():
+            _count(rejects, path)
+        _take_over(rejects, path, counted=resumed)
+    together.meet("the rejects so far are in one list")
+    if not together.is_first():
+        rejects = Rejects(path, max_fraction, jax.process_index(), anew=True)
+    return rejects
+
+
+def _take_over(rejects: Rejects, path: Path, counted: bool = True) -> None:
+    """Puts the lists that other processes have left into the first one's, or just removes them."""
+    for other in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")):
+        if counted:
+            _count(rejects, other)
+        other.unlink()
+
+
+def _count(rejects: Rejects, path: Path) -> None:
+    for line in path.read_text("utf-8", "replace").splitlines():
         try:
             entry = json.loads(line)
             rejects.add(entry["file"], entry["line"], entry["reason"], entry.get("id"))
         except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a kill: it will be written again
-    return rejects
 
 
 def _with_questions(attributes: Sequence[str], data: DataConfig) -> set[str]:
@@ -173,7 +225,8 @@ def _answer(
 ) -> None:
     """Answers the windows that are left; the host reads and writes while the device works."""
     left = [number for number in range(stream.windows) if number not in parts.done]
-    progress = _Progress(stream.windows, len(parts.done), say)
+    left = left[jax.process_index() :: jax.process_count()]
+    progress = _Progress(len(parts.done) + len(left), len(parts.done), say)
     writing: Future | None = None
     works = stream.works(left)
     start = functools.partial(predictor.start, params)

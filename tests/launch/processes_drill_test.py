@@ -173,3 +173,55 @@ def test_two_processes_evaluate_as_one_does(unbroken, cache):
         found[count] = answers, [*numbers, [accuracy]]
     assert found[1][0] == found[2][0] and len(found[1][0]) > 5
     chex.assert_trees_all_close(found[1][1], found[2][1], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_predict_what_one_does_also_when_one_is_killed(
+    unbroken, cache, tmp_path, capsys
+):
+    records = tmp_path / "in.jsonl"
+    with records.open("w") as out:
+        for number in range(120):
+            title = " ".join(["red", "blue", "cotton", "shirt"][: 1 + number % 4])
+            bad = number in (17, 90)
+            record = {"id": f"p{number}", "sources": {"title": title}}
+            out.write("{\n" if bad else json.dumps(record) + "\n")
+
+    def flags(name):
+        return (
+            f"--workdir={unbroken}", f"--input={records}", f"--output={tmp_path / name}",
+            "--attributes=color,size", "--answer=window=8,products_per_batch=8",
+            "--max_reject_fraction=0.1",
+        )  # fmt: skip
+
+    def rejects(name):
+        (path,) = tmp_path.glob(f"{name}.rejects*")  # one list, whoever found them
+        return sorted(path.read_text().splitlines())
+
+    alone, several_flags = {"count": 1, "devices": 4}, {"count": 2, "devices": 4, "cache": cache}
+    several.run("predict", *flags("one.jsonl"), **alone, cache=cache)
+    outs = several.run("predict", *flags("two.jsonl"), **several_flags)
+    assert "15 windows" in outs[0] and "windows" not in outs[1]
+    rows = []
+    for victim in (1, 0):
+        parts = tmp_path / ".killed.jsonl.parts"
+        goal = len(list(parts.glob("*.jsonl"))) + 3
+        jobs = several.start("predict", *flags("killed.jsonl"), **several_flags)
+        while all(job.poll() is None for job in jobs):
+            if len(list(parts.glob("*.jsonl"))) >= goal:
+                break
+            time.sleep(0.005)
+        jobs[victim].kill()
+        statuses = [status for status, *_ in several.finish(jobs)]
+        assert 0 not in statuses
+        rows.append((victim, len(list(parts.glob("*.jsonl"))), statuses))
+    several.run("predict", *flags("killed.jsonl"), **several_flags)
+    whole = (tmp_path / "one.jsonl").read_bytes()
+    ids = [json.loads(line)["id"] for line in whole.splitlines()]
+    assert len(ids) == 2 * 118 and len(set(ids)) == 118
+    for name in ("two.jsonl", "killed.jsonl"):
+        assert (tmp_path / name).read_bytes() == whole
+        assert rejects(name) == rejects("one.jsonl")
+    with capsys.disabled():
+        print("\nkilled process  windows of 15 answered  statuses")
+        for row in rows:
+            print("{:>14}  {:>22}  {}".format(*row))

@@ -14,7 +14,7 @@ from moemoe_jax.errors import UserError
 from moemoe_jax.parallel import processes
 from moemoe_jax.parallel.clusters import Place
 from moemoe_jax.training.loop import train
-from tests.launch import tiny
+from tests.launch import several, tiny
 from tests.launch.cli import ROOT, TINY, command, environment, run
 
 # Without Muon and evaluations, which take longer to compile than all else.
@@ -77,6 +77,27 @@ def test_two_processes_train_as_one_does(tmp_path):
     names = [sorted(p.name for p in place.iterdir()) for place in (one, two)]
     assert names[0] == names[1]
     assert len(list((two / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_does(tmp_path):
+    config = tiny.get_config("text")
+    config.update_from_flattened_dict(SETTINGS)
+    train(config, str(tmp_path / "w"))
+    lines = [json.dumps({"id": f"p{n}", "sources": {"title": f"shirt {n}"}}) for n in range(20)]
+    lines[3] = "{"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    files = []
+    for count in (1, 2):
+        output = tmp_path / f"{count}.jsonl"
+        told = several.run(
+            "predict", f"--workdir={tmp_path / 'w'}", f"--input={tmp_path / 'in.jsonl'}",
+            f"--output={output}", "--attributes=color,size", "--max_reject_fraction=0.1",
+            "--answer=window=4,products_per_batch=4", count=count, devices=2,
+        )  # fmt: skip
+        assert ["38 answers" in text for text in told] == [True, False][:count]
+        files.append([output.read_bytes(), (tmp_path / f"{count}.jsonl.rejects.jsonl").read_text()])
+    assert files[0] == files[1]
 
 
 def test_what_is_said_of_the_processes_only_in_part_is_refused(tmp_path):
