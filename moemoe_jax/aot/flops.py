@@ -14,6 +14,7 @@ import dataclasses
 from moemoe_jax.data.batching import question_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.nn.dispatch import capacity, capacity_tiers
+from moemoe_jax.nn.lending import Room, room_for
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5_block import T5Config
@@ -73,7 +74,8 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
             name, model.text.num_decoder_layers if name == "decoder" else model.text.num_layers
         )
         part = parts.setdefault(name, Part())
-        _text_stack(part, model.text, model.moe, shards, layers, dense, experts, **shape)
+        split = (shards, config.mesh.expert)
+        _text_stack(part, model.text, model.moe, split, layers, dense, experts, **shape)
         return dense or bool(layers)
 
     asked = False
@@ -134,7 +136,7 @@ def _text_stack(
     part: Part,
     text: T5Config,
     moe: MoEConfig,
-    shards: int,
+    parts: tuple[int, int],
     moe_layers: tuple[int, ...],
     dense: bool,
     experts: bool,
@@ -143,7 +145,10 @@ def _text_stack(
     length: int,
     memory: _Memory | None = None,
 ) -> None:
-    """Adds all blocks of an encoder, or of a decoder where there is a memory."""
+    """Adds all blocks of an encoder, or of a decoder where there is a memory.
+
+    `parts` is in how many the batch and the experts are split.
+    """
     tokens, width = rows * length, text.d_model
     inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
     depth = depth or text.num_layers
@@ -163,7 +168,7 @@ def _text_stack(
         if memory:
             _cross_attention(part, text, memory, tokens, flows, dense)
         if layer in moe_layers:
-            _mixture(part, text, moe, shards, tokens, rows, flows, experts)
+            _mixture(part, text, moe, parts, tokens, rows, flows, experts)
         else:
             size = 2.0 * tokens * width * text.d_ff
             inputs = 2 if text.activation == "gated-gelu" else 1
@@ -194,8 +199,15 @@ def _cross_attention(
     part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
 
 
-def mixture_rows(moe: MoEConfig, tokens: int, shards: int) -> int:
-    """Rows that the experts compute together: the usual queues, with their empty slots."""
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) -> int:
+    """Rows that the experts compute together: the usual queues, with their empty slots.
+
+    Args:
+      moe: of the layer.
+      tokens: of the whole batch.
+      shards: parts that it is split into.
+      lends: whether slots can be lent: the experts are not spread over devices.
+    """
     size = -(-tokens // shards)
     if moe.dispatch == "ragged":
         return tokens * moe.top_k
@@ -205,14 +217,22 @@ def mixture_rows(moe: MoEConfig, tokens: int, shards: int) -> int:
         slots = most if shards == 1 else min(slots, most)
     if moe.dispatch == "dense":
         slots = size
-    return shards * moe.num_experts * slots
+    room = _room(moe, size) if lends else None
+    return shards * (moe.num_experts * slots if room is None else room.slots(moe.num_experts))
+
+
+def _room(moe: MoEConfig, tokens: int) -> Room | None:
+    """The room with slots to lend, where a mixture of one device's `tokens` has it."""
+    if moe.dispatch not in ("auto", "index") or moe.capacity_factor is not None:
+        return None
+    return room_for(tokens, moe.top_k, moe.num_experts)
 
 
 def _mixture(
     part: Part,
     text: T5Config,
     moe: MoEConfig,
-    shards: int,
+    parts: tuple[int, int],
     tokens: int,
     rows: int,
     flows: bool,
@@ -222,10 +242,15 @@ def _mixture(
     routed = tokens if moe.routing_level == "token" else rows
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
-    size = 2.0 * mixture_rows(moe, tokens, shards) * text.d_model * text.d_ff
+    shards, lends = parts[0], parts[1] == 1
+    kernel = 2.0 * text.d_model * text.d_ff
+    size = mixture_rows(moe, tokens, shards, lends) * kernel
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)
     part.linear(size, flows or experts, experts, again)
+    if lends and experts and (room := _room(moe, -(-tokens // shards))):
+        # The gradients of copied kernels, added up.
+        part.backward += (inputs + 1) * shards * moe.num_experts * room.blocks * kernel
 
 
 def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:

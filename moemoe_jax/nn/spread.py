@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch
+from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, shards, spec_for
 
@@ -81,6 +82,9 @@ def mix(
     arrays = [jnp.pad(a, ((0, missing), *((0, 0),) * (a.ndim - 1))) for a in arrays]
     size = arrays[0].shape[0] // shards("batch", mesh)
     tiers = _tiers(size, tokens, top_k, num_experts, capacity_factor)
+    # A lent slot would be on one device and its expert on another.
+    lends = parts == 1 and capacity_factor is None
+    room = room_for(size, top_k, num_experts) if lends else None
     run = pick(dispatch.DISPATCHERS, dispatch.choose(backend, tiers, size), "dispatch back end")
     places = {
         name: _manual(spec_for(axes[name], kernel.shape, mesh)[0], mesh)
@@ -91,7 +95,7 @@ def mix(
         kernels = {name: _gathered(kernels[name], places[name]) for name in kernels}
         queue = _line_up(chosen, valid, num_experts, capacity_factor, tokens)
         f = functools.partial(experts, kernels, key)
-        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers)
+        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers, room)
         return y, queue.kept
 
     split = PartitionSpec(TOKENS)
