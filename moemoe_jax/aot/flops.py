@@ -242,15 +242,12 @@ def _mixture(
     routed = tokens if moe.routing_level == "token" else rows
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
-    shards, lends = parts[0], parts[1] == 1
-    kernel = 2.0 * text.d_model * text.d_ff
-    size = mixture_rows(moe, tokens, shards, lends) * kernel
+    batch_parts, expert_parts = parts
+    size = 2.0 * mixture_rows(moe, tokens, batch_parts, expert_parts == 1)
+    size *= text.d_model * text.d_ff
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)
     part.linear(size, flows or experts, experts, again)
-    if lends and experts and (room := _room(moe, -(-tokens // shards))):
-        # The gradients of copied kernels, added up.
-        part.backward += (inputs + 1) * shards * moe.num_experts * room.blocks * kernel
 
 
 def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:

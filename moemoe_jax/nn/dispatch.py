@@ -193,7 +193,7 @@ def combine(outputs: jax.Array, plan: Plan, weights: jax.Array) -> jax.Array:
     return jnp.sum(weights[..., None] * rows.astype(jnp.float32), axis=1).astype(outputs.dtype)
 
 
-# Back ends: (experts, x [T, D], weights [T, k], queue, tiers, room or None) -> [T, D].
+# Back ends: (experts, x [T, D], weights [T, k], queue, tiers, loans or None) -> [T, D].
 
 
 def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -201,20 +201,19 @@ def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("eci,eio->eco", rows, kernel)
 
 
-def _index(experts, x, weights, queue, tiers, room):
+def _index(experts, x, weights, queue, tiers, loans):
     """Gathers into [E, C, D] with the smallest tier C that holds the longest queue.
 
-    Where there is `room` with slots to lend, that takes the first tier's place.
+    Where there are `loans`, their room takes the first tier's place.
     """
     # A switch keeps room for what the backward pass of every branch needs, taken or not. All but
     # the usual branch therefore keep nothing and compute their forward pass again.
     branches = [functools.partial(_in_tier, size, experts) for size in tiers]
     branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
     tier = jnp.sum(queue.longest > jnp.array(tiers[:-1], jnp.int32))
-    if room is not None:
-        loans = lend(queue.load, room)
-        branches[0] = functools.partial(_in_room, room, loans, experts)
-        tier = jnp.where(loans.wanted <= room.blocks, 0, jnp.maximum(tier, 1))
+    if loans is not None:
+        branches[0] = functools.partial(_in_room, loans, experts)
+        tier = jnp.where(loans.wanted <= loans.room.blocks, 0, jnp.maximum(tier, 1))
     return jax.lax.switch(tier, branches, x, weights, queue)
 
 
@@ -225,9 +224,9 @@ def _in_tier(size, experts, x, weights, queue):
     return combine(experts(inputs, _numbers(queue, tokens, everyone), batched_dot), plan, weights)
 
 
-def _in_room(room, loans, experts, x, weights, queue):
+def _in_room(loans, experts, x, weights, queue):
     """As in a tier, but past an expert's own slots a queue goes on in the blocks lent to it."""
-    count, width = queue.load.shape[0], x.shape[1]
+    room, count, width = loans.room, queue.load.shape[0], x.shape[1]
     own = count * room.own
     past = queue.position - room.own
     lent = own + loans.first[queue.expert] * room.size + past
@@ -251,9 +250,9 @@ def _in_room(room, loans, experts, x, weights, queue):
     return combine(jnp.concatenate(outputs), plan, weights)
 
 
-def _dense(experts, x, weights, queue, tiers, room):
+def _dense(experts, x, weights, queue, tiers, loans):
     """Runs every expert on every token: the oracle of the others, and cheapest for a few tokens."""
-    del tiers, room
+    del tiers, loans
     count, tokens = queue.load.shape[0], x.shape[0]
     everyone = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (count, tokens))
     rows = jnp.repeat(x[None], count, axis=0)
@@ -269,9 +268,9 @@ def _numbers(queue: Queue, tokens: jax.Array, experts: jax.Array) -> jax.Array:
     return (queue.first + tokens) * queue.load.shape[0] + experts[:, None]
 
 
-def _ragged(experts, x, weights, queue, tiers, room):
+def _ragged(experts, x, weights, queue, tiers, loans):
     """Sorts the choices by expert and multiplies with `jax.lax.ragged_dot`: no empty slots."""
-    del tiers, room
+    del tiers, loans
     top_k, count = weights.shape[1], queue.load.shape[0]
     start = jnp.cumsum(queue.load) - queue.load
     slot = jnp.where(queue.kept, start[queue.expert] + queue.position, weights.size)
@@ -335,7 +334,8 @@ def mix(
         tiers = (int(capacity(capacity_factor, tokens, top_k, num_experts)),)
     run = pick(DISPATCHERS, choose(backend, tiers, tokens), "dispatch back end")
     queue = enqueue(routing.experts, valid, num_experts, capacity_factor)
-    return run(experts, x, routing.weights, queue, tiers, room), queue.kept
+    loans = None if room is None else lend(queue.load, room)
+    return run(experts, x, routing.weights, queue, tiers, loans), queue.kept
 
 
 def dropped(kept: jax.Array, valid: jax.Array) -> jax.Array:
