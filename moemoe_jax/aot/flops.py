@@ -1,4 +1,4 @@
-"""Matrix products of a training step by formula: what the model needs, whatever the program does.
+"""Matrix products of a program by formula: what the model needs, whatever the program does.
 
 Two operations a multiplication and addition; elementwise work and the optimizer are left out. A
 product with parameters costs as much again for the gradient of its input and as much for that of
@@ -63,10 +63,42 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
       config: the settings.
       shards: parts that a batch is split into; each has queues of its own to the experts.
     """
-    model, data, trained = config.model, config.data, config.train.trainable
+    trained = config.train.trainable
+    return _formula(config, shards, trained != "experts", trained != "backbone")
+
+
+def answering_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
+    """Counts encoding a batch of products and decoding L tokens of every answer, token by token.
+
+    Args:
+      config: the settings; `answer` says how many products and beams.
+      shards: as for `training_flops`.
+    """
+    steps, beams = config.data.answer_length, config.answer.beams
+    return _formula(answered(config), shards, False, False, steps, beams)
+
+
+def answered(config: ExperimentConfig) -> ExperimentConfig:
+    """The settings with as many products a batch as are answered at a time."""
+    data = dataclasses.replace(config.data, products_per_batch=config.answer.products_per_batch)
+    return dataclasses.replace(config, data=data)
+
+
+def _formula(
+    config: ExperimentConfig,
+    shards: int,
+    dense: bool,
+    experts: bool,
+    steps: int = 1,
+    beams: int = 1,
+) -> Formula:
+    """Counts a step that trains the dense part, the experts, both, or none and no alignment.
+
+    `steps` is how many the decoder takes for an answer, `beams` how many answers a question.
+    """
+    model, data = config.model, config.data
     products, questions = data.products_per_batch, data.questions_per_product
     rows = question_rows(data, data.distinct_questions or products * questions)
-    dense, experts = trained != "experts", trained != "backbone"
     parts: dict[str, Part] = {}
 
     def stack(name: str, **shape) -> bool:
@@ -76,7 +108,7 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
         part = parts.setdefault(name, Part())
         split = (shards, config.mesh.expert)
         _text_stack(part, model.text, model.moe, split, layers, dense, experts, **shape)
-        return dense or bool(layers)
+        return dense or (experts and bool(layers))
 
     asked = False
     if model.question_encoder:
@@ -91,25 +123,31 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
                 size = model.vision.tokens * model.vision.width * model.text.d_model
                 parts["image_encoder"].linear(2.0 * products * size, dense, dense)
             flows |= dense
-    parts["fusion"] = _fusion(config, rows, asked, flows, dense)
+    parts["fusion"] = _fusion(config, rows, asked, flows, dense, steps * beams)
     literal = model.fusion.path == "literal"
     stack(
         "decoder",
-        rows=products * questions,
+        rows=products * questions * beams,
         length=data.answer_length,
+        steps=steps,
         memory=_Memory(
-            rows=data.text_length if literal else sum(_rows(config)),
+            rows=data.text_length if literal else read_rows(config),
             memories=products * (questions if literal else 1),
             flows=flows,
             weighed=asked,
         ),
     )
-    mixtures = bool(model.moe_layers.of("decoder", model.text.num_decoder_layers))
+    mixtures = experts and bool(model.moe_layers.of("decoder", model.text.num_decoder_layers))
     reached = dense or mixtures or flows or asked
     head = parts["lm_head"] = Part()
-    tokens = products * questions * data.answer_length
+    tokens = products * questions * beams * data.answer_length
     head.linear(2.0 * tokens * model.text.d_model * model.text.vocab_size, reached, dense)
     return Formula(parts)
+
+
+def read_rows(config: ExperimentConfig) -> int:
+    """The rows of all sources of a product, which its questions share."""
+    return sum(_rows(config))
 
 
 def _rows(config: ExperimentConfig) -> list[int]:
@@ -143,17 +181,19 @@ def _text_stack(
     *,
     rows: int,
     length: int,
+    steps: int = 1,
     memory: _Memory | None = None,
 ) -> None:
     """Adds all blocks of an encoder, or of a decoder where there is a memory.
 
-    `parts` is in how many the batch and the experts are split.
+    `parts` is in how many the batch and the experts are split, `steps` in how many a row is read.
     """
     tokens, width = rows * length, text.d_model
     inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
     depth = depth or text.num_layers
     full, pairs = text.remat == "full", text.remat != "none"
-    first = _first_with_gradient(text, moe_layers, depth) if not dense else -1
+    trained = moe_layers if experts else ()
+    first = _first_with_gradient(text, trained, depth) if not dense else -1
     if memory and (memory.flows or memory.weighed):
         first = -1
     for layer in range(depth):
@@ -168,7 +208,7 @@ def _text_stack(
         if memory:
             _cross_attention(part, text, memory, tokens, flows, dense)
         if layer in moe_layers:
-            _mixture(part, text, moe, parts, tokens, rows, flows, experts)
+            _mixture(part, text, moe, parts, tokens, rows, flows, experts, steps)
         else:
             size = 2.0 * tokens * width * text.d_ff
             inputs = 2 if text.activation == "gated-gelu" else 1
@@ -237,14 +277,15 @@ def _mixture(
     rows: int,
     flows: bool,
     experts: bool,
+    steps: int,
 ) -> None:
     again = text.remat != "none"
-    routed = tokens if moe.routing_level == "token" else rows
+    routed = tokens if moe.routing_level == "token" else rows * steps
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
     batch_parts, expert_parts = parts
-    size = 2.0 * mixture_rows(moe, tokens, batch_parts, expert_parts == 1)
-    size *= text.d_model * text.d_ff
+    at_a_time = mixture_rows(moe, tokens // steps, batch_parts, expert_parts == 1)
+    size = 2.0 * steps * at_a_time * text.d_model * text.d_ff
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)
     part.linear(size, flows or experts, experts, again)
@@ -276,8 +317,10 @@ def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:
     return part
 
 
-def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool) -> Part:
-    """Gate, alignment, start token, and e itself on the literal path."""
+def _fusion(
+    config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool, starts: int
+) -> Part:
+    """Gate, alignment, `starts` start tokens of a question, and e itself on the literal path."""
     model, data, part = config.model, config.data, Part()
     products, questions = data.products_per_batch, data.questions_per_product
     sources, width, length = len(model.sources), model.text.d_model, data.text_length
@@ -295,7 +338,7 @@ def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense
     if model.fusion.path == "literal":
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
     if model.question_start:
-        part.linear(2.0 * pairs * width * width, asked, dense)
+        part.linear(2.0 * starts * pairs * width * width, asked, dense)
     if model.question_encoder and (asked or flows or dense):
         _alignment(part, config, rows, asked, flows, dense)
     return part
