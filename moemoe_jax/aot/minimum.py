@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from moemoe_jax.aot.collectives import sent
-from moemoe_jax.aot.flops import answered, mixture_rows
+from moemoe_jax.aot.flops import answered
+from moemoe_jax.aot.flops_text import mixture_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.parallel.axes import LOGICAL_RULES, shards
 from moemoe_jax.parallel.sharding import path_name
