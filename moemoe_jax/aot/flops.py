@@ -196,7 +196,8 @@ def _alignment(
         part.linear(2.0 * rows * data.question_tokens * width, asked, dense)
         for source_rows in _rows(config):
             part.linear(2.0 * products * source_rows * width, flows, dense)
+    met = data.questions_per_product if model.alignment.loss == "cosine" else rows
     for _ in model.sources:
-        part.pair(2.0 * products * rows * vector, asked or dense, flows or dense)
-        part.pair(2.0 * products * rows * vector, asked or dense, False)
-        part.pair(2.0 * products * rows * vector, flows or dense, False)
+        part.pair(2.0 * products * met * vector, asked or dense, flows or dense)
+        part.pair(2.0 * products * met * vector, asked or dense, False)
+        part.pair(2.0 * products * met * vector, flows or dense, False)

@@ -37,7 +37,8 @@ def vision_config(weights: Weights) -> SwinV2Config:
     if "quantization_config" in weights.config:
         settings.refuse("quantization_config", "quantised weights are not read")
     depths = settings.integers("depths", (2, 2, 6, 2))
-    sizes = settings.integers("pretrained_window_sizes", (0,) * len(depths), least=0)
+    # transformers writes four where nothing is set, and reads as many as there are stages.
+    sizes = settings.integers("pretrained_window_sizes", (0,) * len(depths), least=0)[: len(depths)]
     try:
         return SwinV2Config(
             image_size=settings.side("image_size", 224),

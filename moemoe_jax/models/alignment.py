@@ -53,44 +53,55 @@ class AlignmentConfig:
             raise ValueError(f"model.alignment.temperature is {self.temperature}; it must be > 0")
 
 
-def pair_cosines(
-    question: jax.Array,
-    question_valid: jax.Array,
-    source: jax.Array,
-    source_valid: jax.Array,
-) -> jax.Array:
-    """The cosine of every question with every product's source, over the tokens real in both.
+Vectors = tuple[jax.Array, jax.Array]
+"""float [B, N], one vector a row, and which of their entries count, bool [B, N]."""
+
+
+def pair_cosines(question: Vectors, source: Vectors, pairs: str = "un,pn->pu") -> jax.Array:
+    """The cosines of questions with products' sources, over the tokens real in both.
 
     Args:
-      question: float [U, N], one vector a question.
-      question_valid: bool [U, N].
-      source: float [P, N], one vector a product.
-      source_valid: bool [P, N].
+      question: of U questions.
+      source: of P products.
+      pairs: who meets whom, as `einsum` has it; by default every question every product. With
+        "pqn,pn->pq", `question` has the Q questions of each product, [P, Q, N].
 
     Returns:
-      float32 [P, U]. A pair without a common token has cosine 0.
+      float32 [P, U], or as `pairs` says. A pair without a common token has cosine 0.
     """
-    question = jnp.where(question_valid, question, 0.0).astype(jnp.float32)
-    source = jnp.where(source_valid, source, 0.0).astype(jnp.float32)
-    dot = source @ question.T
+
+    def meet(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.einsum(pairs, left.astype(jnp.float32), right.astype(jnp.float32))
+
+    q, p = (jnp.where(valid, vectors, 0.0) for vectors, valid in (question, source))
     # Each norm runs over the tokens that the partner has as well.
-    norm_question = source_valid.astype(jnp.float32) @ (question**2).T
-    norm_source = (source**2) @ question_valid.astype(jnp.float32).T
-    squared = norm_question * norm_source
+    squared = meet(q**2, source[1]) * meet(question[1], p**2)
     empty = squared <= 1e-24
-    return jnp.where(empty, 0.0, dot * jax.lax.rsqrt(jnp.where(empty, 1.0, squared)))
+    return jnp.where(empty, 0.0, meet(q, p) * jax.lax.rsqrt(jnp.where(empty, 1.0, squared)))
 
 
 def cosine_loss(
-    cosines: jax.Array, index: jax.Array, asked: jax.Array, present: jax.Array, temperature: float
+    question: Vectors,
+    source: Vectors,
+    index: jax.Array,
+    asked: jax.Array,
+    present: jax.Array,
+    temperature: float,
 ) -> jax.Array:
-    """|1 − cos| of each pair (eqs 6-7): float32 [P, Q] from `cosines` [P, U]."""
+    """|1 − cos| of each pair (eqs 6-7): float32 [P, Q]; for the arguments, see `infonce_loss`."""
     del asked, present, temperature
-    return jnp.abs(1.0 - jnp.take_along_axis(cosines, index, axis=1))
+    # Of the asked pairs alone: all that there could be are as many as the batch's size squared.
+    mine = tuple(x[index] for x in question)
+    return jnp.abs(1.0 - pair_cosines(mine, source, "pqn,pn->pq"))
 
 
 def infonce_loss(
-    cosines: jax.Array, index: jax.Array, asked: jax.Array, present: jax.Array, temperature: float
+    question: Vectors,
+    source: Vectors,
+    index: jax.Array,
+    asked: jax.Array,
+    present: jax.Array,
+    temperature: float,
 ) -> jax.Array:
     """Cross-entropy of a pair against the products that are not asked its question.
 
@@ -98,8 +109,9 @@ def infonce_loss(
     that every product of the batch is asked has loss 0. Nor is a product without the source.
 
     Args:
-      cosines: float32 [P, U].
-      index: int [P, Q].
+      question: of the U distinct questions.
+      source: of the P products.
+      index: int [P, Q], which question each product is asked.
       asked: bool [P, Q].
       present: bool [P], the products that have the source.
       temperature: what cosines are divided by.
@@ -107,10 +119,10 @@ def infonce_loss(
     Returns:
       float32 [P, Q].
     """
-    products, distinct = cosines.shape
+    logits = pair_cosines(question, source) / temperature
+    products, distinct = logits.shape
     excluded = jnp.broadcast_to(~present[:, None], (products, distinct))
     excluded = excluded.at[jnp.arange(products)[:, None], index].max(asked)
-    logits = cosines / temperature
     negatives = jax.nn.logsumexp(jnp.where(excluded, -1e9, logits), axis=0)  # [U]
     positive = jnp.take_along_axis(logits, index, axis=1)
     return jnp.logaddexp(positive, negatives[index]) - positive
@@ -137,8 +149,8 @@ class TokenProjection(nnx.Module):
         # Not split: for its gradient, all of the batch would be.
         self.score = Linear(width, 1, rngs=rngs, init=init, dtype="float32")
 
-    def __call__(self, encoded: Encoded, mask_padding: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns vectors [B, K] and which of their entries count, bool [B, K]."""
+    def __call__(self, encoded: Encoded, mask_padding: bool) -> Vectors:
+        """Returns vectors of N = K."""
         valid = encoded.valid if mask_padding else jnp.ones_like(encoded.valid)
         scores = self.score(encoded.rows)[..., 0]
         return REPEATS[encoded.repeat].spread(scores, valid.shape[1]), valid
@@ -150,8 +162,8 @@ class MeanPool(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         pass
 
-    def __call__(self, encoded: Encoded, mask_padding: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns vectors [B, D] and which of their entries count: all."""
+    def __call__(self, encoded: Encoded, mask_padding: bool) -> Vectors:
+        """Returns vectors of N = D; all of their entries count."""
         kept = encoded if mask_padding else encoded.replace(valid=jnp.ones_like(encoded.valid))
         vectors = mean_pool(kept)
         return vectors, jnp.ones(vectors.shape, bool)
@@ -192,16 +204,15 @@ class Alignment(nnx.Module):
         """
         config = self.config
         last = len(self.reduce) - 1
-        q, q_valid = self.reduce[0](
+        questions = self.reduce[0](
             extend_text(question, sources[0].valid.shape[1]), config.mask_padding
         )
         losses, spreads = [], []
         for s, source in enumerate(sources):
-            vector, valid = self.reduce[min(s + 1, last)](source, config.mask_padding)
-            cosines = pair_cosines(q, q_valid, vector, valid)
+            products = self.reduce[min(s + 1, last)](source, config.mask_padding)
             has = present[:, s]
-            pairs = LOSSES[config.loss](cosines, index, asked, has, config.temperature)
+            pairs = LOSSES[config.loss](questions, products, index, asked, has, config.temperature)
             counted = (asked & has[:, None]).astype(jnp.float32)
             losses.append(jnp.sum(pairs * counted) / jnp.maximum(jnp.sum(counted), 1.0))
-            spreads.append(variance(vector, has))
+            spreads.append(variance(products[0], has))
         return jnp.stack(losses), jnp.stack(spreads)

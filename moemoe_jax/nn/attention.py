@@ -117,7 +117,11 @@ class RelativeBias(nnx.Module):
 
 @struct.dataclass
 class KVCache:
-    """Projected keys and values [..., M, H, C] of the positions decoded so far."""
+    """Projected keys and values [..., H, M, C] of the positions decoded so far.
+
+    This is how their products with a query want them: with the heads last but one, every step of
+    decoding turned the whole cache round, and took five times as long.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -198,24 +202,26 @@ class SelfAttention(Attention):
           bias: float32 [H, L, K], where K is L, or M with a cache.
           mask: bool, broadcastable to [..., L, K]: who may be seen by whom.
           key: turns dropout of the probabilities on.
-          cache: what earlier calls projected, [..., M, H, C].
+          cache: what earlier calls projected, [..., H, M, C].
           position: int scalar, where in the cache x starts.
 
         Returns:
           [..., L, D] and the cache with x written into it (None without a cache).
         """
-        query, keys, values = (self.split(f(x)) for f in (self.query, self.key, self.value))
+        query, keys, values = (
+            jnp.swapaxes(self.split(f(x)), -3, -2) for f in (self.query, self.key, self.value)
+        )
         if cache is not None:
-            start = (*(0,) * (keys.ndim - 3), position, 0, 0)
+            start = (*(0,) * (keys.ndim - 2), position, 0)
             keys = jax.lax.dynamic_update_slice(cache.keys, keys, start)
             values = jax.lax.dynamic_update_slice(cache.values, values, start)
             cache = KVCache(keys, values)
         scores = jnp.einsum(
-            "...lhc,...khc->...hlk", query, keys, preferred_element_type=jnp.float32
+            "...hlc,...hkc->...hlk", query, keys, preferred_element_type=jnp.float32
         )
         weights = masked_softmax(add_shared(scores, bias), jnp.expand_dims(mask, -3))
         weights = dropout(weights, self.dropout, key).astype(values.dtype)
-        y = jnp.einsum("...hlk,...khc->...lhc", weights, values)
+        y = jnp.einsum("...hlk,...hkc->...lhc", weights, values)
         return self.out(self.merge(y)), cache
 
 

@@ -211,7 +211,7 @@ class T5Decoder(T5Stack):
 
     def init_cache(self, products: int, questions: int, max_length: int) -> tuple:
         """An empty cache for M = `max_length` positions; P is dimension `stack.batch_axis`."""
-        shape = (products, questions, max_length, self.config.num_heads, self.config.d_kv)
+        shape = (products, questions, self.config.num_heads, max_length, self.config.d_kv)
         zeros = jnp.zeros(shape, self.config.dtype)
         return self.stack.for_each_layer(KVCache(zeros, zeros))
 
@@ -234,7 +234,7 @@ class T5Decoder(T5Stack):
         Returns:
           The hidden state [P, Q, 1, D] and the cache with this position written.
         """
-        length = jax.tree.leaves(cache)[0].shape[-3]
+        length = jax.tree.leaves(cache)[0].shape[-2]
         keys = jnp.arange(length)
         hidden, cache, _ = self.run(
             embedded,

@@ -98,6 +98,11 @@ def test_a_swinv2_of_any_size(tmp_path):
     assert config.stage_window(3) == (8, 0)
 
 
+def test_pretrained_windows_of_stages_that_a_swinv2_does_not_have_are_not_read(tmp_path):
+    fewer = {"depths": [2, 2], "num_heads": [3, 6], "pretrained_window_sizes": [8, 4, 0, 0]}
+    assert vision_config(folder(tmp_path, SWIN | fewer)).pretrained_window_sizes == (8, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,15 +39,20 @@ def test_cosines_by_hand():
     source_valid = jnp.array([[True, True, True], [False, True, True]])
     # The first two tokens are common: (3, 4)·(4, 3) / (5 · 5) = 24 / 25. Then (1)·(4) / 4 = 1.
     # The second product shares token 1 with question 0: 4 · 1 / 4 = 1; with question 1, none.
-    cosines = pair_cosines(question, question_valid, source, source_valid)
+    products = source, source_valid
+    cosines = pair_cosines((question, question_valid), products)
     chex.assert_trees_all_close(cosines, jnp.array([[0.96, 1.0], [1.0, 0.0]]), atol=1e-6)
+    # The first product is asked question 1 alone, the second question 0 and again 0.
+    mine = tuple(x[jnp.array([[1, 1], [0, 0]])] for x in (question, question_valid))
+    asked = pair_cosines(mine, products, "pqn,pn->pq")
+    chex.assert_trees_all_close(asked, jnp.ones((2, 2)), atol=1e-6)
 
 
 def test_no_common_token_and_a_vector_of_zeros_have_finite_gradients():
     valid = jnp.array([[True, False]])
     for source, source_valid in ((jnp.ones((1, 2)), ~valid), (jnp.zeros((1, 2)), valid)):
         gradients = jax.grad(
-            lambda q, s, v=source_valid: jnp.sum(pair_cosines(q, valid, s, v)), argnums=(0, 1)
+            lambda q, s, v=source_valid: jnp.sum(pair_cosines((q, valid), (s, v))), argnums=(0, 1)
         )(jnp.ones((1, 2)), source)
         chex.assert_trees_all_equal(gradients, (jnp.zeros((1, 2)),) * 2)
 

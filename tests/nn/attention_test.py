@@ -116,7 +116,7 @@ def test_the_cache_holds_what_earlier_positions_projected():
     mask = positions <= positions[:, None]
     whole, none = layer(x, jnp.zeros((2, 4, 4)), mask)
     assert none is None
-    zeros = jnp.zeros((3, 6, 2, 4))
+    zeros = jnp.zeros((3, 2, 6, 4))
     cache, rows = KVCache(zeros, zeros), []
     for i in range(4):
         seen = (jnp.arange(6) <= i)[None]
@@ -124,7 +124,7 @@ def test_the_cache_holds_what_earlier_positions_projected():
         y, cache = layer(x[:, i : i + 1], bias, seen, cache=cache, position=i)
         rows.append(y)
     chex.assert_trees_all_close(jnp.concatenate(rows, 1), whole, atol=1e-6)
-    chex.assert_trees_all_equal(cache.keys[:, 4:], jnp.zeros((3, 2, 2, 4)))
+    chex.assert_trees_all_equal(cache.keys[:, :, 4:], jnp.zeros((3, 2, 2, 4)))
 
 
 def test_a_shared_bias_is_added_with_its_gradient():

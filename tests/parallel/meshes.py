@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moemoe_jax.models.build import abstract_model
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
 from moemoe_jax.parallel.sharding import param_shardings, place_batch, replicated
 from moemoe_jax.training.losses import LossConfig
@@ -37,10 +38,16 @@ TEXT, IMAGE = noisy(MIXTURE), noisy(WITH_IMAGE)
 
 
 def step_on(sizes: MeshConfig, config, batch, accumulation: int = 1):
-    """One step: (loss, gradients by path, the compiled program)."""
+    """One step of `random_model`: (loss, gradients by path, the compiled program)."""
+    run, program = compiled(sizes, config, batch, accumulation)
+    return *run(random_model(config)), program
+
+
+def compiled(sizes: MeshConfig, config, batch, accumulation: int = 1):
+    """A step on a mesh: a function from a model to (loss, gradients by path), and the program."""
     count = abs(int(np.prod(sizes.sizes)))
     mesh = make_mesh(sizes, jax.devices()[:count])
-    graph, params = nnx.split(random_model(config))
+    graph, shapes = nnx.split(abstract_model(config))
     step = make_train_step(
         graph,
         RECORD,
@@ -50,21 +57,29 @@ def step_on(sizes: MeshConfig, config, batch, accumulation: int = 1):
         seed=3,
         accumulation=accumulation,
     )
-    places = param_shardings(params, mesh)
-    state = init_state(jax.device_put(params, places), RECORD, ema=False)
+    places = param_shardings(shapes, mesh)
     whole = replicated(mesh)
-    out = state.replace(
+
+    def arguments(params):
+        state = init_state(jax.device_put(params, places), RECORD, ema=False)
+        return state, nnx.State({}), place_batch(batch, mesh)
+
+    def run(model):
+        after, metrics = program(*arguments(nnx.state(model)))
+        gradients = {
+            "/".join(map(str, path)): np.asarray(leaf[...])
+            for path, leaf in nnx.to_flat_state(after.optimizer)
+        }
+        return float(metrics["loss/total"]), gradients
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    first = arguments(zeros)
+    out = first[0].replace(
         step=whole, params=places, optimizer=places, skipped=whole, skipped_in_a_row=whole
     )
     jitted = jax.jit(step, out_shardings=(out, whole), compiler_options=QUICK)
-    arguments = (state, nnx.State({}), place_batch(batch, mesh))
-    program = jitted.lower(*arguments).compile()
-    after, metrics = program(*arguments)
-    gradients = {
-        "/".join(map(str, path)): np.asarray(leaf[...])
-        for path, leaf in nnx.to_flat_state(after.optimizer)
-    }
-    return float(metrics["loss/total"]), gradients, program
+    program = jitted.lower(*first).compile()
+    return run, program
 
 
 def deviations(found: dict, wanted: dict) -> dict[str, float]:

@@ -57,8 +57,8 @@ def contents(folder):
         arrays = ocp.PyTreeCheckpointer().restore(place / "state")
         found = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(arrays)}
         data = open_data(settings(), WorkDir(folder), True, lambda _: None)
-        (meta,) = (place / "meta").glob("metadata*")
-        data.train.set_state(json.loads(meta.read_text())["data"])
+        manifest = json.loads((place / "manifest.json").read_text())
+        data.train.set_state(manifest["meta"]["data"])
         for number in range(50):
             batch = jax.tree_util.tree_leaves_with_path(next(data.train))
             found |= {f"batch {number} {jax.tree_util.keystr(k)}": v for k, v in batch}
