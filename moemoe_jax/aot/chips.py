@@ -1,8 +1,11 @@
 """What a chip can do, as its maker publishes it.
 
-Sources: the tables "System architecture" of docs.cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e.
-There the interconnect is given for both directions of all of a chip's links together (400, 1200 and
-800 GB/s); half of it, shared among the axes of the torus, is what a chip sends along one axis.
+Sources of TPUs: the tables "System architecture" of docs.cloud.google.com/tpu/docs/v5e, …/v5p and
+…/v6e. There the interconnect is given for both directions of all of a chip's links together (400,
+1200 and 800 GB/s); half of it, shared among the axes of the torus, is what a chip sends along one.
+Source of the H100: NVIDIA's "H100 Tensor Core GPU data sheet", the SXM column; its rate of dense
+products is half of the one printed, which is with sparsity, and NVLink's 900 GB/s are both
+directions together.
 """
 
 import dataclasses
@@ -19,7 +22,8 @@ class Chip:
       hbm_bytes: of memory; the compiler keeps a little of it for itself.
       flops: bf16 matrix operations a second, at best.
       hbm_bandwidth: bytes a second, reads and writes together.
-      ici_bandwidth: bytes a second that a chip sends along one axis of the torus, both ways round.
+      ici_bandwidth: bytes a second that a chip sends along one axis of the torus, both ways round;
+        over NVLink, to all others together.
     """
 
     name: str
@@ -38,6 +42,7 @@ CHIPS = {
         Chip("v6e", 32 * _GIB, 918e12, 1600e9, 400e9 / 2),
     )
 }
+H100 = Chip("H100", 80 * _GIB, 989e12, 3.35e12, 900e9 / 2)  # nothing is compiled for it
 
 
 def chip_of(topology: str) -> Chip:

@@ -1,4 +1,4 @@
-"""Matrix products of a training step by formula: what the model needs, whatever the program does.
+"""Matrix products of a program by formula: what the model needs, whatever the program does.
 
 Two operations a multiplication and addition; elementwise work and the optimizer are left out. A
 product with parameters costs as much again for the gradient of its input and as much for that of
@@ -11,35 +11,11 @@ questions, L answer tokens, D width, I all heads' channels, F hidden width, E ex
 
 import dataclasses
 
+from moemoe_jax.aot.flops_text import Memory, Part, text_stack
 from moemoe_jax.data.batching import question_rows
 from moemoe_jax.experiment import ExperimentConfig
-from moemoe_jax.nn.dispatch import capacity, capacity_tiers
-from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
-from moemoe_jax.nn.t5_block import T5Config
 from moemoe_jax.nn.window_attention import BIAS_HIDDEN
-
-
-@dataclasses.dataclass
-class Part:
-    """Operations of a part of the model, in one step of the whole batch.
-
-    `again` is what rematerialisation repeats of the forward pass; it is part of nothing else.
-    """
-
-    forward: float = 0.0
-    backward: float = 0.0
-    again: float = 0.0
-
-    def linear(self, flops: float, flows: bool, trained: bool, again: bool = False) -> None:
-        """Adds a product with parameters; `flows`: whether its input needs a gradient."""
-        self.pair(flops, flows, trained, again)
-
-    def pair(self, flops: float, left: bool, right: bool, again: bool = False) -> None:
-        """Adds a product of two arrays, of which `left` and `right` need a gradient."""
-        self.forward += flops
-        self.backward += flops * (left + right)
-        self.again += flops if again and (left or right) else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +38,42 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
       config: the settings.
       shards: parts that a batch is split into; each has queues of its own to the experts.
     """
-    model, data, trained = config.model, config.data, config.train.trainable
+    trained = config.train.trainable
+    return _formula(config, shards, trained != "experts", trained != "backbone")
+
+
+def answering_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
+    """Counts encoding a batch of products and decoding L tokens of every answer, token by token.
+
+    Args:
+      config: the settings; `answer` says how many products and beams.
+      shards: as for `training_flops`.
+    """
+    steps, beams = config.data.answer_length, config.answer.beams
+    return _formula(answered(config), shards, False, False, steps, beams)
+
+
+def answered(config: ExperimentConfig) -> ExperimentConfig:
+    """The settings with as many products a batch as are answered at a time."""
+    data = dataclasses.replace(config.data, products_per_batch=config.answer.products_per_batch)
+    return dataclasses.replace(config, data=data)
+
+
+def _formula(
+    config: ExperimentConfig,
+    shards: int,
+    dense: bool,
+    experts: bool,
+    steps: int = 1,
+    beams: int = 1,
+) -> Formula:
+    """Counts a step that trains the dense part, the experts, both, or none and no alignment.
+
+    `steps` is how many the decoder takes for an answer, `beams` how many answers a question.
+    """
+    model, data = config.model, config.data
     products, questions = data.products_per_batch, data.questions_per_product
     rows = question_rows(data, data.distinct_questions or products * questions)
-    dense, experts = trained != "experts", trained != "backbone"
     parts: dict[str, Part] = {}
 
     def stack(name: str, **shape) -> bool:
@@ -73,8 +81,9 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
             name, model.text.num_decoder_layers if name == "decoder" else model.text.num_layers
         )
         part = parts.setdefault(name, Part())
-        _text_stack(part, model.text, model.moe, shards, layers, dense, experts, **shape)
-        return dense or bool(layers)
+        split = (shards, config.mesh.expert)
+        text_stack(part, model.text, model.moe, split, layers, dense, experts, **shape)
+        return dense or (experts and bool(layers))
 
     asked = False
     if model.question_encoder:
@@ -89,25 +98,31 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
                 size = model.vision.tokens * model.vision.width * model.text.d_model
                 parts["image_encoder"].linear(2.0 * products * size, dense, dense)
             flows |= dense
-    parts["fusion"] = _fusion(config, rows, asked, flows, dense)
+    parts["fusion"] = _fusion(config, rows, asked, flows, dense, steps * beams)
     literal = model.fusion.path == "literal"
     stack(
         "decoder",
-        rows=products * questions,
+        rows=products * questions * beams,
         length=data.answer_length,
-        memory=_Memory(
-            rows=data.text_length if literal else sum(_rows(config)),
+        steps=steps,
+        memory=Memory(
+            rows=data.text_length if literal else read_rows(config),
             memories=products * (questions if literal else 1),
             flows=flows,
             weighed=asked,
         ),
     )
-    mixtures = bool(model.moe_layers.of("decoder", model.text.num_decoder_layers))
+    mixtures = experts and bool(model.moe_layers.of("decoder", model.text.num_decoder_layers))
     reached = dense or mixtures or flows or asked
     head = parts["lm_head"] = Part()
-    tokens = products * questions * data.answer_length
+    tokens = products * questions * beams * data.answer_length
     head.linear(2.0 * tokens * model.text.d_model * model.text.vocab_size, reached, dense)
     return Formula(parts)
+
+
+def read_rows(config: ExperimentConfig) -> int:
+    """The rows of all sources of a product, which its questions share."""
+    return sum(_rows(config))
 
 
 def _rows(config: ExperimentConfig) -> list[int]:
@@ -115,117 +130,6 @@ def _rows(config: ExperimentConfig) -> list[int]:
     model, length = config.model, config.data.text_length
     patches = length if model.fusion.image_repeat == "interpolate" else model.vision.tokens
     return [patches if source.kind == "image" else length for source in model.sources]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Memory:
-    """What cross-attention reads: `memories` of so many `rows`.
-
-    `flows` and `weighed`: whether the rows, and their weights, need a gradient.
-    """
-
-    rows: int
-    memories: int
-    flows: bool
-    weighed: bool
-
-
-def _text_stack(
-    part: Part,
-    text: T5Config,
-    moe: MoEConfig,
-    shards: int,
-    moe_layers: tuple[int, ...],
-    dense: bool,
-    experts: bool,
-    *,
-    rows: int,
-    length: int,
-    memory: _Memory | None = None,
-) -> None:
-    """Adds all blocks of an encoder, or of a decoder where there is a memory."""
-    tokens, width = rows * length, text.d_model
-    inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
-    depth = depth or text.num_layers
-    full, pairs = text.remat == "full", text.remat != "none"
-    first = _first_with_gradient(text, moe_layers, depth) if not dense else -1
-    if memory and (memory.flows or memory.weighed):
-        first = -1
-    for layer in range(depth):
-        flows = dense or layer > first
-        part.linear(6.0 * tokens * width * inner, flows, dense, full)
-        scores = 2.0 * rows * length * length * inner
-        part.pair(scores, flows, flows, pairs)
-        part.pair(scores, flows, flows, pairs)
-        if dense:  # the gradient of the position bias
-            part.backward += 2.0 * rows * text.num_heads * length * length
-        part.linear(2.0 * tokens * width * inner, flows, dense, full)
-        if memory:
-            _cross_attention(part, text, memory, tokens, flows, dense)
-        if layer in moe_layers:
-            _mixture(part, text, moe, shards, tokens, rows, flows, experts)
-        else:
-            size = 2.0 * tokens * width * text.d_ff
-            inputs = 2 if text.activation == "gated-gelu" else 1
-            part.linear(inputs * size, flows, dense, full)
-            part.linear(size, flows, dense)
-
-
-def _first_with_gradient(text: T5Config, moe_layers: tuple[int, ...], depth: int) -> int:
-    """The layer after which the running value needs a gradient, with experts alone trained.
-
-    A scan has one body: its running value needs one in every layer, or in none.
-    """
-    if not moe_layers:
-        return depth
-    return -1 if text.scan_layers else moe_layers[0]
-
-
-def _cross_attention(
-    part: Part, text: T5Config, memory: _Memory, tokens: int, flows: bool, dense: bool
-) -> None:
-    width, inner = text.d_model, text.num_heads * text.d_kv
-    full, pairs = text.remat == "full", text.remat != "none"
-    part.linear(2.0 * tokens * width * inner, flows, dense, full)
-    part.linear(4.0 * memory.memories * memory.rows * width * inner, memory.flows, dense)
-    given = memory.flows or dense
-    part.pair(2.0 * tokens * memory.rows * inner, flows, given, pairs)
-    part.pair(2.0 * tokens * memory.rows * inner, flows or given, given, pairs)
-    part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
-
-
-def mixture_rows(moe: MoEConfig, tokens: int, shards: int) -> int:
-    """Rows that the experts compute together: the usual queues, with their empty slots."""
-    size = -(-tokens // shards)
-    if moe.dispatch == "ragged":
-        return tokens * moe.top_k
-    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
-    if moe.capacity_factor is not None:
-        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
-        slots = most if shards == 1 else min(slots, most)
-    if moe.dispatch == "dense":
-        slots = size
-    return shards * moe.num_experts * slots
-
-
-def _mixture(
-    part: Part,
-    text: T5Config,
-    moe: MoEConfig,
-    shards: int,
-    tokens: int,
-    rows: int,
-    flows: bool,
-    experts: bool,
-) -> None:
-    again = text.remat != "none"
-    routed = tokens if moe.routing_level == "token" else rows
-    maps = 2 if moe.noise == "learned" else 1
-    part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
-    size = 2.0 * mixture_rows(moe, tokens, shards) * text.d_model * text.d_ff
-    inputs = 2 if text.activation == "gated-gelu" else 1
-    part.linear(inputs * size, flows, experts, again)
-    part.linear(size, flows or experts, experts, again)
 
 
 def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:
@@ -254,8 +158,10 @@ def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:
     return part
 
 
-def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool) -> Part:
-    """Gate, alignment, start token, and e itself on the literal path."""
+def _fusion(
+    config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool, starts: int
+) -> Part:
+    """Gate, alignment, `starts` start tokens of a question, and e itself on the literal path."""
     model, data, part = config.model, config.data, Part()
     products, questions = data.products_per_batch, data.questions_per_product
     sources, width, length = len(model.sources), model.text.d_model, data.text_length
@@ -273,7 +179,7 @@ def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense
     if model.fusion.path == "literal":
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
     if model.question_start:
-        part.linear(2.0 * pairs * width * width, asked, dense)
+        part.linear(2.0 * starts * pairs * width * width, asked, dense)
     if model.question_encoder and (asked or flows or dense):
         _alignment(part, config, rows, asked, flows, dense)
     return part

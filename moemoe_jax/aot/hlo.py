@@ -159,9 +159,10 @@ class Module:
         if known:
             return float(known[1])
         condition = self._named(loop.attribute("condition"))
+        inside = [run.instruction for run in self._runs(condition, 1.0, fused=False)]
         constants = [
             int(i.literal)
-            for i in condition.instructions.values()
+            for i in inside  # a fusion may hold it
             if i.opcode == "constant" and i.literal.isdigit() and not i.arrays[0].dims
         ]
         return float(max(constants, default=1) or 1)

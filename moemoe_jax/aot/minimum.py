@@ -1,13 +1,14 @@
-"""The bytes that each device must send in a training step, whatever program runs it.
+"""The bytes that each device must send in a step or for a batch's answers, whatever the program.
 
 What is split over `fsdp` is gathered where it is used: once for the forward pass and once for the
 backward pass, if one reaches it. The gradients of what is trained are summed over the devices that
 saw different parts of the batch; where the parameter is split, each sums its own part. Tokens go to
 their experts and back, and so do their gradients. Matrices travel in the compute dtype. Metrics,
-norms and everything else of a few bytes are left out.
+norms and everything else of a few bytes are left out. Answering needs the forward pass's share.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import math
 from typing import Any
 
@@ -16,7 +17,8 @@ import jax
 import numpy as np
 
 from moemoe_jax.aot.collectives import sent
-from moemoe_jax.aot.flops import mixture_rows
+from moemoe_jax.aot.flops import answered
+from moemoe_jax.aot.flops_text import mixture_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.parallel.axes import LOGICAL_RULES, shards
 from moemoe_jax.parallel.sharding import path_name
@@ -30,29 +32,65 @@ def training_minimum(config: ExperimentConfig, run: Run) -> dict[str, float]:
     state, frozen = run.abstract
     found = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0, "all-to-all": 0.0}
     for trained, tree in ((True, state.params), (False, frozen)):
-        for name, variable in _variables(tree):
-            _parameter(found, config, run, name, variable, trained)
-    found["all-to-all"] += _dispatch(config, run)
-    found["all-reduce"] += _tensor(config, run)
+        for name, variable in variables(tree):
+            need = need_of(config, run, name, variable)
+            found["all-gather"] += need.passes * sent("all-gather", need.whole, need.group)
+            if trained:
+                found["reduce-scatter"] += sent("reduce-scatter", need.whole, need.group)
+                found["all-reduce"] += sent("all-reduce", need.whole / need.group, need.copies)
+    # Frozen experts pass gradients on like any: to the experts and back once more.
+    found["all-to-all"] += 4 * _dispatch(config, run)
+    backward = 2 if config.train.trainable != "experts" else 1
+    found["all-reduce"] += backward * _tensor(config, run)
     return found
 
 
-def _variables(tree: Any) -> Iterator[tuple[str, nnx.Variable]]:
+def answering_minimum(config: ExperimentConfig, run: Run) -> dict[str, float]:
+    """Bytes that one device sends for the answers of a batch, by kind of collective.
+
+    Gathered parameters are kept from token to token.
+    """
+    state, frozen = run.abstract
+    needs = [
+        need_of(config, run, name, variable)
+        for tree in (state.params, frozen)
+        for name, variable in variables(tree)
+    ]
+    config, beams = answered(config), config.answer.beams
+    return {
+        "all-gather": sum(sent("all-gather", need.whole, need.group) for need in needs),
+        "all-reduce": _tensor(config, run, beams),
+        "all-to-all": 2 * _dispatch(config, run, config.data.answer_length, beams),
+    }
+
+
+def variables(tree: Any) -> Iterator[tuple[str, nnx.Variable]]:
+    """The parameters of a tree by name."""
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
     )
     return ((path_name(path), variable) for path, variable in leaves)
 
 
-def _parameter(
-    found: dict[str, float],
-    config: ExperimentConfig,
-    run: Run,
-    name: str,
-    variable: nnx.Variable,
-    trained: bool,
-) -> None:
-    """Adds what one parameter costs: its gathers, and the sums of its gradient."""
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """How a step uses a parameter on one device.
+
+    Attributes:
+      whole: bytes in the dtype of use, of all that the device multiplies with.
+      passes: how often it is needed, in a training step.
+      group: devices that it is gathered from.
+      copies: devices that hold the same part.
+    """
+
+    whole: float
+    passes: int
+    group: int
+    copies: int
+
+
+def need_of(config: ExperimentConfig, run: Run, name: str, variable: nnx.Variable) -> Need:
+    """What one parameter, by name, is needed for."""
     leaf, sizes = jax.tree.leaves(variable)[0], run.mesh.shape
     logical = variable.get_metadata()["logical_axes"]
     kept, gathered = [], []  # axes over which it stays split where it is used, and others
@@ -66,16 +104,13 @@ def _parameter(
     item = jax.numpy.dtype(dtype).itemsize if matrix else np.dtype(leaf.dtype).itemsize
     whole = leaf.size * item / math.prod(sizes[axis] for axis in kept)
     group = math.prod(sizes[axis] for axis in gathered)
-    found["all-gather"] += _gathers(config, name, logical) * sent("all-gather", whole, group)
-    if trained:
-        copies = math.prod(
-            sizes[axis] for axis in LOGICAL_RULES["batch"] if axis not in (*kept, *gathered)
-        )
-        found["reduce-scatter"] += sent("reduce-scatter", whole, group)
-        found["all-reduce"] += sent("all-reduce", whole / group, copies)
+    copies = math.prod(
+        sizes[axis] for axis in LOGICAL_RULES["batch"] if axis not in (*kept, *gathered)
+    )
+    return Need(whole, _passes(config, name, logical), group, copies)
 
 
-def _gathers(config: ExperimentConfig, name: str, logical: tuple[str | None, ...]) -> int:
+def _passes(config: ExperimentConfig, name: str, logical: tuple[str | None, ...]) -> int:
     """How often a parameter is needed whole: for each pass that multiplies with it."""
     if logical[0] == "vocab":  # a table: the gradient of looking up does not look at it
         return 1
@@ -88,12 +123,12 @@ def _gathers(config: ExperimentConfig, name: str, logical: tuple[str | None, ...
     return 2 if reached.get(stack, getattr(mixtures, stack, "none") != "none") else 1
 
 
-def _dispatch(config: ExperimentConfig, run: Run) -> float:
-    """Bytes sent to experts and back, forward and backward, in all mixture layers."""
+def _dispatch(config: ExperimentConfig, run: Run, steps: int = 1, beams: int = 1) -> float:
+    """Bytes sent to experts once, in all mixture layers; the decoder takes `steps` an answer."""
     model, data = config.model, config.data
     group = shards("expert", run.mesh)
     parts = shards("batch", run.mesh)
-    answers = data.products_per_batch * data.questions_per_product * data.answer_length
+    answers = data.products_per_batch * data.questions_per_product * beams * data.answer_length
     texts = sum(source.kind == "text" for source in model.sources)
     tokens = {
         "question_encoder": data.questions_per_product * data.question_tokens,
@@ -102,19 +137,21 @@ def _dispatch(config: ExperimentConfig, run: Run) -> float:
     total = 0.0
     for stack in ("question_encoder", "context_encoder", "decoder"):
         depth = model.text.num_decoder_layers if stack == "decoder" else model.text.num_layers
-        here = answers
+        here, times = answers // steps, steps
         if stack != "decoder":
-            here = data.products_per_batch * tokens[stack]
-        # Frozen experts pass gradients on like any: to the experts and back once more.
-        rows = mixture_rows(model.moe, here, parts) / parts
+            here, times = data.products_per_batch * tokens[stack], 1
+        rows = times * mixture_rows(model.moe, here, parts) / parts
         size = rows * model.text.d_model * jax.numpy.dtype(model.text.dtype).itemsize
         layers = len(model.moe_layers.of(stack, depth))
-        total += 4 * layers * sent("all-to-all", size, group)
+        total += layers * sent("all-to-all", size, group)
     return total
 
 
-def _tensor(config: ExperimentConfig, run: Run) -> float:
-    """Bytes of the sums that splitting a block's matrices brings: after each product of two."""
+def _tensor(config: ExperimentConfig, run: Run, beams: int = 1) -> float:
+    """Bytes of the sums that splitting a block's matrices brings: after each product of two.
+
+    Of the forward pass.
+    """
     group = shards("mlp", run.mesh)
     if group == 1:
         return 0.0
@@ -126,7 +163,7 @@ def _tensor(config: ExperimentConfig, run: Run) -> float:
     if model.question_encoder:
         encoded += products * questions * data.question_tokens
     size = 2 * text.num_layers * encoded * text.d_model * item
-    answers = products * questions * data.answer_length
+    answers = products * questions * beams * data.answer_length
     size += 3 * text.num_decoder_layers * answers * text.d_model * item
     if model.has("image"):
         vision, wide = model.vision, jax.numpy.dtype(model.vision.dtype).itemsize
@@ -134,5 +171,4 @@ def _tensor(config: ExperimentConfig, run: Run) -> float:
         for stage, depth in enumerate(vision.depths):
             pixels = products * (side // 2**stage) ** 2
             size += 2 * depth * pixels * vision.stage_width(stage) * wide
-    backward = 2 if config.train.trainable != "experts" else 1
-    return backward * sent("all-reduce", size / shards("batch", run.mesh), group)
+    return sent("all-reduce", size / shards("batch", run.mesh), group)

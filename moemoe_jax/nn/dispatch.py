@@ -5,8 +5,9 @@ earlier one and a decoder stays causal. Rows move by gathers alone, forwards and
 `Plan` holds the map from slots to tokens *and* its inverse.
 
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
-smallest that holds the longest queue of the batch is chosen at run time. With a capacity factor
-there is one C; what does not fit is dropped, counted, and contributes zero.
+smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
+tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
+factor there is one C; what does not fit is dropped, counted, and contributes zero.
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -21,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moemoe_jax.nn.lending import align, copies, lend, room_for
 from moemoe_jax.nn.routing import Routing, pick
 
 TIERS = (1.25, 2.5)  # capacities below "everything", in multiples of an even load
 SMALL = 64  # up to so many tokens, choosing a tier costs more than it saves
-ALIGN = 8  # capacities are multiples of this, as accelerators tile rows
 
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 """(rows [..., in], kernel [E, in, out]) -> rows [..., out], each row by its own expert's kernel."""
@@ -88,7 +89,7 @@ def capacity_tiers(tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]
     if tokens <= SMALL:
         return (tokens,)
     sizes = (int(capacity(factor, tokens, top_k, num_experts)) for factor in TIERS)
-    aligned = {-(-size // ALIGN) * ALIGN for size in sizes}
+    aligned = {align(size) for size in sizes}
     return (*sorted(size for size in aligned if size < tokens), tokens)
 
 
@@ -165,11 +166,15 @@ def dispatch(x: jax.Array, queue: Queue, slots_per_expert: int) -> tuple[jax.Arr
       [E, C, D] with zeros in empty slots, and the plan that `combine` needs.
     """
     num_experts = queue.load.shape[0]
-    slots = num_experts * slots_per_expert
-    slot = jnp.where(queue.kept, queue.expert * slots_per_expert + queue.position, slots)
-    plan = make_plan(slot, slots)
-    inputs = take(x, plan.source // slot.shape[1], plan.target)
+    slot = queue.expert * slots_per_expert + queue.position
+    inputs, plan = _fill(x, queue, slot, num_experts * slots_per_expert)
     return inputs.reshape(num_experts, slots_per_expert, -1), plan
+
+
+def _fill(x: jax.Array, queue: Queue, slot: jax.Array, slots: int) -> tuple[jax.Array, Plan]:
+    """Brings tokens [T, D] to int [T, k] `slot`, where they are kept: [slots, D] and the plan."""
+    plan = make_plan(jnp.where(queue.kept, slot, slots), slots)
+    return take(x, plan.source // slot.shape[1], plan.target), plan
 
 
 def combine(outputs: jax.Array, plan: Plan, weights: jax.Array) -> jax.Array:
@@ -188,7 +193,7 @@ def combine(outputs: jax.Array, plan: Plan, weights: jax.Array) -> jax.Array:
     return jnp.sum(weights[..., None] * rows.astype(jnp.float32), axis=1).astype(outputs.dtype)
 
 
-# Back ends: (experts, x [T, D], weights [T, k], queue, tiers) -> [T, D].
+# Back ends: (experts, x [T, D], weights [T, k], queue, tiers, loans or None) -> [T, D].
 
 
 def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -196,44 +201,76 @@ def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("eci,eio->eco", rows, kernel)
 
 
-def _index(experts, x, weights, queue, tiers):
-    """Gathers into [E, C, D] with the smallest tier C that holds the longest queue."""
+def _index(experts, x, weights, queue, tiers, loans):
+    """Gathers into [E, C, D] with the smallest tier C that holds the longest queue.
 
-    def run(size, x, weights, queue):
-        inputs, plan = dispatch(x, queue, size)
-        tokens = (plan.source // weights.shape[1]).reshape(inputs.shape[:2])
-        return combine(experts(inputs, _numbers(queue, tokens), batched_dot), plan, weights)
-
+    Where there are `loans`, their room takes the first tier's place.
+    """
     # A switch keeps room for what the backward pass of every branch needs, taken or not. All but
     # the usual branch therefore keep nothing and compute their forward pass again.
-    branches = [functools.partial(run, size) for size in tiers]
+    branches = [functools.partial(_in_tier, size, experts) for size in tiers]
     branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
     tier = jnp.sum(queue.longest > jnp.array(tiers[:-1], jnp.int32))
+    if loans is not None:
+        branches[0] = functools.partial(_in_room, loans, experts)
+        tier = jnp.where(loans.wanted <= loans.room.blocks, 0, jnp.maximum(tier, 1))
     return jax.lax.switch(tier, branches, x, weights, queue)
 
 
-def _dense(experts, x, weights, queue, tiers):
+def _in_tier(size, experts, x, weights, queue):
+    inputs, plan = dispatch(x, queue, size)
+    tokens = (plan.source // weights.shape[1]).reshape(inputs.shape[:2])
+    everyone = jnp.arange(inputs.shape[0])
+    return combine(experts(inputs, _numbers(queue, tokens, everyone), batched_dot), plan, weights)
+
+
+def _in_room(loans, experts, x, weights, queue):
+    """As in a tier, but past an expert's own slots a queue goes on in the blocks lent to it."""
+    room, count, width = loans.room, queue.load.shape[0], x.shape[1]
+    own = count * room.own
+    past = queue.position - room.own
+    lent = own + loans.first[queue.expert] * room.size + past
+    slot = jnp.where(past < 0, queue.expert * room.own + queue.position, lent)
+    rows, plan = _fill(x, queue, slot, room.slots(count))
+    tokens = plan.source // weights.shape[1]
+
+    def run(part, whose, dot):
+        shape = (whose.shape[0], -1)
+        numbers = _numbers(queue, tokens[part].reshape(shape), whose)
+        return experts(rows[part].reshape(*shape, width), numbers, dot).reshape(-1, width)
+
+    outputs = [
+        run(slice(own), jnp.arange(count), batched_dot),
+        run(
+            slice(own, None),
+            loans.owner,
+            lambda rows, kernel: batched_dot(rows, copies(kernel, loans.owner)),
+        ),
+    ]
+    return combine(jnp.concatenate(outputs), plan, weights)
+
+
+def _dense(experts, x, weights, queue, tiers, loans):
     """Runs every expert on every token: the oracle of the others, and cheapest for a few tokens."""
-    del tiers
+    del tiers, loans
     count, tokens = queue.load.shape[0], x.shape[0]
     everyone = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (count, tokens))
     rows = jnp.repeat(x[None], count, axis=0)
-    outputs = experts(rows, _numbers(queue, everyone), batched_dot)  # [E, T, D]
+    outputs = experts(rows, _numbers(queue, everyone, jnp.arange(count)), batched_dot)  # [E, T, D]
     share = jax.nn.one_hot(queue.expert, count) * jnp.where(queue.kept, weights, 0.0)[..., None]
     share = jnp.sum(share, axis=1).T  # [E, T]
     mixed = jnp.sum(share[..., None] * outputs.astype(jnp.float32), axis=0)
     return mixed.astype(outputs.dtype)
 
 
-def _numbers(queue: Queue, tokens: jax.Array) -> jax.Array:
-    """The numbers of rows [E, C] that hold these `tokens`."""
-    count = queue.load.shape[0]
-    return (queue.first + tokens) * count + jnp.arange(count, dtype=jnp.int32)[:, None]
+def _numbers(queue: Queue, tokens: jax.Array, experts: jax.Array) -> jax.Array:
+    """The numbers of rows [N, C] that hold these `tokens`, each N-th of them for one expert."""
+    return (queue.first + tokens) * queue.load.shape[0] + experts[:, None]
 
 
-def _ragged(experts, x, weights, queue, tiers):
+def _ragged(experts, x, weights, queue, tiers, loans):
     """Sorts the choices by expert and multiplies with `jax.lax.ragged_dot`: no empty slots."""
-    del tiers
+    del tiers, loans
     top_k, count = weights.shape[1], queue.load.shape[0]
     start = jnp.cumsum(queue.load) - queue.load
     slot = jnp.where(queue.kept, start[queue.expert] + queue.position, weights.size)
@@ -253,7 +290,14 @@ DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
 
 
 def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
-    """Resolves "auto": "index", unless "dense" computes no more."""
+    """Resolves "auto": "index", unless "dense" computes no more.
+
+    On a CPU "ragged" takes several times as long, as `ragged_dot` there is a loop. For a TPU its
+    forward pass is compiled to a kernel without empty slots, but the gradient of the experts'
+    kernels to products of all experts with all rows: with 8 experts, 3.3 times the operations that
+    are needed, where "index" has 1.13 to 1.25 (docs/roofline.md). It sends no rows between devices
+    either: ask for it.
+    """
     if backend != "auto":
         return backend
     return "dense" if tiers == (tokens,) else "index"
@@ -285,13 +329,16 @@ def mix(
       ValueError: an unknown back end.
     """
     (tokens, top_k), num_experts = routing.experts.shape, routing.probs.shape[-1]
+    room = None
     if capacity_factor is None:
         tiers = capacity_tiers(tokens, top_k, num_experts)
+        room = room_for(tokens, top_k, num_experts)
     else:
         tiers = (int(capacity(capacity_factor, tokens, top_k, num_experts)),)
     run = pick(DISPATCHERS, choose(backend, tiers, tokens), "dispatch back end")
     queue = enqueue(routing.experts, valid, num_experts, capacity_factor)
-    return run(experts, x, routing.weights, queue, tiers), queue.kept
+    loans = None if room is None else lend(queue.load, room)
+    return run(experts, x, routing.weights, queue, tiers, loans), queue.kept
 
 
 def dropped(kept: jax.Array, valid: jax.Array) -> jax.Array:

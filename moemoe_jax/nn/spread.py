@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch
+from moemoe_jax.nn.lending import Loans, Room, lend, room_for
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, shards, spec_for
 
@@ -81,6 +82,9 @@ def mix(
     arrays = [jnp.pad(a, ((0, missing), *((0, 0),) * (a.ndim - 1))) for a in arrays]
     size = arrays[0].shape[0] // shards("batch", mesh)
     tiers = _tiers(size, tokens, top_k, num_experts, capacity_factor)
+    # A lent slot would be on one device and its expert on another.
+    lends = parts == 1 and capacity_factor is None
+    room = room_for(size, top_k, num_experts) if lends else None
     run = pick(dispatch.DISPATCHERS, dispatch.choose(backend, tiers, size), "dispatch back end")
     places = {
         name: _manual(spec_for(axes[name], kernel.shape, mesh)[0], mesh)
@@ -91,7 +95,8 @@ def mix(
         kernels = {name: _gathered(kernels[name], places[name]) for name in kernels}
         queue = _line_up(chosen, valid, num_experts, capacity_factor, tokens)
         f = functools.partial(experts, kernels, key)
-        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers)
+        loans = None if room is None else _lend(queue, room)
+        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers, loans)
         return y, queue.kept
 
     split = PartitionSpec(TOKENS)
@@ -135,8 +140,14 @@ def _line_up(
             psum(jnp.sum(valid), TOKENS), capacity_factor, tokens, chosen.shape[1], num_experts
         )
         queue = queue.limited(limit, jnp.sum(jnp.where(earlier, loads, 0), axis=0))
-    # The branch of a tier holds an all-to-all, so that all devices must take the same.
+    # The branch of a tier may hold an all-to-all, or sums over `tensor`: all must take the same.
     return queue._replace(longest=pmax(queue.longest, TOKENS), first=here * chosen.shape[0])
+
+
+def _lend(queue: dispatch.Queue, room: Room) -> Loans:
+    """Slots of this device for its own queues; where one device must leave the room, all do."""
+    loans = lend(queue.load, room)
+    return loans._replace(wanted=pmax(loans.wanted, TOKENS))
 
 
 def _away(experts: dispatch.Experts) -> dispatch.Experts:

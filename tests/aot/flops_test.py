@@ -70,6 +70,24 @@ def test_training_experts_alone_costs_what_they_need_and_frozen_parts_have_no_gr
     assert sizes.output_size_in_bytes - sizes.alias_size_in_bytes < 4096
 
 
+@pytest.mark.parametrize(
+    ("trained", "path", "beams"), [("all", "literal", 1), ("experts", "shared", 3)]
+)
+def test_the_formula_of_answers_is_what_is_lowered(trained, path, beams):
+    mapping = tiny.get_config()
+    mapping.train.trainable, mapping.optimizer.rate_scale = trained, {}
+    mapping.answer.products_per_batch, mapping.answer.beams = 6, beams
+    mapping.model.moe_layers.decoder = mapping.model.moe_layers.context_encoder = "all"
+    mapping.model.moe.num_experts, mapping.model.fusion.path = 8, path
+    mapping.data.questions_per_product, mapping.data.vocab_rows = 15, 700
+    config = from_config_dict(mapping, 700)
+    run = programs.plan_on(config, make_mesh(config.mesh, jax.devices()[:1]))
+    text = programs.lower_answering(config, run).as_text("hlo")
+    formula = flops.answering_flops(config).totals()
+    assert work.total_flops(Module(text)) == pytest.approx(formula["total"], rel=1e-4)
+    assert formula["model"] == sum(p.forward for p in flops.answering_flops(config).parts.values())
+
+
 @pytest.mark.slow
 def test_the_formula_knows_scans_recomputation_and_frozen_parts():
     step, config = lowered(

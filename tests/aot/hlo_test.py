@@ -132,6 +132,19 @@ def test_products_count_with_their_loops_and_the_usual_branch():
     assert work.total_flops(Module(PROGRAM)) == 3 * 2 * 16 * 8 * 8 + 64
 
 
+def test_turns_are_known_where_the_condition_is_a_fusion():
+    fused = PROGRAM.replace("%condition (c:", "%compared (c:").replace(
+        "ENTRY %main",
+        """%condition (v: (s32[], bf16[16,8], bf16[8,8])) -> pred[] {
+  %v = (s32[], bf16[16,8]{1,0}, bf16[8,8]{1,0}) parameter(0)
+  ROOT %less = pred[] fusion(%v), kind=kLoop, calls=%compared
+}
+
+ENTRY %main""",
+    )
+    assert work.total_flops(Module(fused)) == work.total_flops(Module(PROGRAM))
+
+
 @pytest.mark.parametrize(
     ("line", "flops"),
     [

@@ -115,6 +115,25 @@ def test_beams_and_scores_are_those_of_transformers(flavour, seed, length, optio
     assert not ours.log_probs[~counts].any()
 
 
+# With the test above, every way to stop meets every kind of penalty; the drill below has all.
+@pytest.mark.parametrize(
+    ("early_stopping", "length_penalty", "beams"),
+    [
+        ("true", -1.0, 2),
+        ("true", 1.0, 4),
+        ("true", 2.0, 3),
+        ("false", -1.0, 3),
+        ("false", 0.0, 4),
+        ("false", 2.0, 2),
+        ("never", 0.0, 2),
+        ("never", 1.0, 3),
+    ],
+)
+def test_all_ways_to_stop_agree_with_transformers(early_stopping, length_penalty, beams):
+    options = {"early_stopping": early_stopping, "length_penalty": length_penalty}
+    agree(FEW, 8, seed=7, beams=beams, **options)
+
+
 @pytest.mark.drill
 def test_beams_and_scores_over_all_settings():
     count = 0

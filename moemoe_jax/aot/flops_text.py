@@ -1,0 +1,167 @@
+"""Matrix products of a text stack by formula: an encoder's blocks, or a decoder's.
+
+Counting is as in `flops`, which has the letters of shapes.
+"""
+
+import dataclasses
+
+from moemoe_jax.nn.dispatch import capacity, capacity_tiers
+from moemoe_jax.nn.lending import Room, room_for
+from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.t5_block import T5Config
+
+
+@dataclasses.dataclass
+class Part:
+    """Operations of a part of the model, in one step of the whole batch.
+
+    `again` is what rematerialisation repeats of the forward pass; it is part of nothing else.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    again: float = 0.0
+
+    def linear(self, flops: float, flows: bool, trained: bool, again: bool = False) -> None:
+        """Adds a product with parameters; `flows`: whether its input needs a gradient."""
+        self.pair(flops, flows, trained, again)
+
+    def pair(self, flops: float, left: bool, right: bool, again: bool = False) -> None:
+        """Adds a product of two arrays, of which `left` and `right` need a gradient."""
+        self.forward += flops
+        self.backward += flops * (left + right)
+        self.again += flops if again and (left or right) else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads: `memories` of so many `rows`.
+
+    `flows` and `weighed`: whether the rows, and their weights, need a gradient.
+    """
+
+    rows: int
+    memories: int
+    flows: bool
+    weighed: bool
+
+
+def text_stack(
+    part: Part,
+    text: T5Config,
+    moe: MoEConfig,
+    parts: tuple[int, int],
+    moe_layers: tuple[int, ...],
+    dense: bool,
+    experts: bool,
+    *,
+    rows: int,
+    length: int,
+    steps: int = 1,
+    memory: Memory | None = None,
+) -> None:
+    """Adds all blocks of an encoder, or of a decoder where there is a memory.
+
+    `parts` is in how many the batch and the experts are split, `steps` in how many a row is read.
+    """
+    tokens, width = rows * length, text.d_model
+    inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
+    depth = depth or text.num_layers
+    full, pairs = text.remat == "full", text.remat != "none"
+    trained = moe_layers if experts else ()
+    first = _first_with_gradient(text, trained, depth) if not dense else -1
+    if memory and (memory.flows or memory.weighed):
+        first = -1
+    for layer in range(depth):
+        flows = dense or layer > first
+        part.linear(6.0 * tokens * width * inner, flows, dense, full)
+        scores = 2.0 * rows * length * length * inner
+        part.pair(scores, flows, flows, pairs)
+        part.pair(scores, flows, flows, pairs)
+        if dense:  # the gradient of the position bias
+            part.backward += 2.0 * rows * text.num_heads * length * length
+        part.linear(2.0 * tokens * width * inner, flows, dense, full)
+        if memory:
+            _cross_attention(part, text, memory, tokens, flows, dense)
+        if layer in moe_layers:
+            _mixture(part, text, moe, parts, tokens, rows, flows, experts, steps)
+        else:
+            size = 2.0 * tokens * width * text.d_ff
+            inputs = 2 if text.activation == "gated-gelu" else 1
+            part.linear(inputs * size, flows, dense, full)
+            part.linear(size, flows, dense)
+
+
+def _first_with_gradient(text: T5Config, moe_layers: tuple[int, ...], depth: int) -> int:
+    """The layer after which the running value needs a gradient, with experts alone trained.
+
+    A scan has one body: its running value needs one in every layer, or in none.
+    """
+    if not moe_layers:
+        return depth
+    return -1 if text.scan_layers else moe_layers[0]
+
+
+def _cross_attention(
+    part: Part, text: T5Config, memory: Memory, tokens: int, flows: bool, dense: bool
+) -> None:
+    width, inner = text.d_model, text.num_heads * text.d_kv
+    full, pairs = text.remat == "full", text.remat != "none"
+    part.linear(2.0 * tokens * width * inner, flows, dense, full)
+    part.linear(4.0 * memory.memories * memory.rows * width * inner, memory.flows, dense)
+    given = memory.flows or dense
+    part.pair(2.0 * tokens * memory.rows * inner, flows, given, pairs)
+    part.pair(2.0 * tokens * memory.rows * inner, flows or given, given, pairs)
+    part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
+
+
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) -> int:
+    """Rows that the experts compute together: the usual queues, with their empty slots.
+
+    Args:
+      moe: of the layer.
+      tokens: of the whole batch.
+      shards: parts that it is split into.
+      lends: whether slots can be lent: the experts are not spread over devices.
+    """
+    size = -(-tokens // shards)
+    if moe.dispatch == "ragged":
+        return tokens * moe.top_k
+    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
+    if moe.capacity_factor is not None:
+        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
+        slots = most if shards == 1 else min(slots, most)
+    if moe.dispatch == "dense":
+        slots = size
+    room = _room(moe, size) if lends else None
+    return shards * (moe.num_experts * slots if room is None else room.slots(moe.num_experts))
+
+
+def _room(moe: MoEConfig, tokens: int) -> Room | None:
+    """The room with slots to lend, where a mixture of one device's `tokens` has it."""
+    if moe.dispatch not in ("auto", "index") or moe.capacity_factor is not None:
+        return None
+    return room_for(tokens, moe.top_k, moe.num_experts)
+
+
+def _mixture(
+    part: Part,
+    text: T5Config,
+    moe: MoEConfig,
+    parts: tuple[int, int],
+    tokens: int,
+    rows: int,
+    flows: bool,
+    experts: bool,
+    steps: int,
+) -> None:
+    again = text.remat != "none"
+    routed = tokens if moe.routing_level == "token" else rows * steps
+    maps = 2 if moe.noise == "learned" else 1
+    part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
+    batch_parts, expert_parts = parts
+    at_a_time = mixture_rows(moe, tokens // steps, batch_parts, expert_parts == 1)
+    size = 2.0 * steps * at_a_time * text.d_model * text.d_ff
+    inputs = 2 if text.activation == "gated-gelu" else 1
+    part.linear(inputs * size, flows, experts, again)
+    part.linear(size, flows or experts, experts, again)
