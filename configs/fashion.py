@@ -27,7 +27,7 @@ def get_config(argument="hidden"):
     choose("configs/fashion.py", titles, TITLES)
     config = base.get_config()
     _data(config.data)
-    # What a title names is named once: with the usual 0.1, answers are dropped that are nowhere else.
+    # A title is short and names an answer once: what drops out of it is nowhere else.
     config.model.text.dropout = 0.03
     config.train.epochs, config.train.eval_every = 15, 1000
     if titles == "hidden":
