@@ -27,12 +27,13 @@ def get_config(argument="hidden"):
     choose("configs/fashion.py", titles, TITLES)
     config = base.get_config()
     _data(config.data)
-    # A title is short and names an answer once: what drops out of it is nowhere else.
-    config.model.text.dropout = 0.03
-    config.train.epochs, config.train.eval_every = 15, 1000
-    if titles == "hidden":
+    config.train.eval_every = 1000
+    if titles == "full":
+        # A title names most answers once: what drops out of it is nowhere else.
+        config.model.text.dropout, config.train.epochs = 0.03, 15
+    else:
         config.data.hide_answer_fraction, config.data.augment.hide_probability = 0.5, 0.3
-        config.train.epochs = 30
+        config.train.epochs = 50
     for change in changes:
         _change(config, choose("configs/fashion.py", change, CHANGES))
     return config
