@@ -1,7 +1,7 @@
 r"""What a step and a batch of answers need, and what that takes at least on each chip; two tables.
 
     python -m benchmarks.roofline
-    python -m benchmarks.roofline --products_per_chip=32 --nocompile
+    python -m benchmarks.roofline --products=32 --nocompile
 
 The settings are those of configs/moemoe_base.py, on as many chips as its mesh has. No parameters
 are made and nothing is measured. Operations are counted by formula, and in the program as this
@@ -28,7 +28,7 @@ from moemoe_jax.experiment import ExperimentConfig, from_config_dict
 from moemoe_jax.parallel.axes import shards
 from moemoe_jax.parallel.mesh import make_mesh
 
-flags.DEFINE_integer("products_per_chip", 8, "Products a chip, in a step and answered at once.", 1)
+flags.DEFINE_integer("products", 8, "Products a chip, in a step and answered at once.", 1)
 flags.DEFINE_bool("compile", True, "Count operations in the compiled programs as well.")
 
 # Name, variant of the settings, kind of program.
@@ -136,7 +136,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Prints both tables."""
     del argv
-    products = flags.FLAGS.products_per_chip
+    products = flags.FLAGS.products
     mesh = moemoe_base.get_config().mesh
     chips = math.prod(size for size in mesh.values() if size > 1)
     jax.config.update("jax_platforms", "cpu")
