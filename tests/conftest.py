@@ -15,3 +15,22 @@ import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints how far from PyTorch the full-size models were at most.
+
+    Here, as with several workers, the process that prints loads no other conftest.
+    """
+    rows = [
+        (report.nodeid.rpartition("[")[2].rstrip("]"), *value)
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == "parity"
+    ]
+    if rows:
+        terminalreporter.section("largest absolute differences from PyTorch, float32")
+        for name, what, difference, spread in rows:
+            terminalreporter.write_line(
+                f"{name:<28} {what:<14} {difference:.1e}  (values have a spread of {spread:.2f})"
+            )
