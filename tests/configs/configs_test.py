@@ -284,8 +284,11 @@ def test_fashion_asks_what_the_folder_tells():
     hidden = from_config_dict(fashion.get_config("hidden"))
     augment = dataclasses.replace(config.data.augment, hide_probability=0.3)
     data = dataclasses.replace(config.data, hide_answer_fraction=0.5, augment=augment)
-    assert hidden.data == data
-    assert config.model.text.dropout < hidden.model.text.dropout
+    text = dataclasses.replace(config.model.text, dropout=hidden.model.text.dropout)
+    model = dataclasses.replace(config.model, text=text)
+    assert config.model.text.dropout < text.dropout
+    same = dataclasses.replace(config, data=data, model=model)
+    assert dataclasses.replace(hidden, train=config.train) == same
     for change, names in (("image_only", ["image"]), ("text_only", ["text"])):
         changed = from_config_dict(fashion.get_config(f"hidden,{change}"))
         assert [source.name for source in changed.model.sources] == names
