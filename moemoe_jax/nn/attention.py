@@ -119,8 +119,8 @@ class RelativeBias(nnx.Module):
 class KVCache:
     """Projected keys and values [..., H, M, C] of the positions decoded so far.
 
-    This is how their products with a query want them: with the heads last but one, every step of
-    decoding turned the whole cache round, and took five times as long.
+    This is how their products with a query want them: were the heads last but one, every step of
+    decoding would turn the whole cache round.
     """
 
     keys: jax.Array
