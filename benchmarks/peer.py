@@ -3,12 +3,14 @@
 It is what the plain composition gives in good hands: batches are joint rows, one (product,
 question) pair each, so every row has its product's text and image encoded; attention is fused
 (SDPA), answers are padded to the longest of a batch, AdamW is the fused one, padding enters no
-expert. It has the paper's fusion as `benchmarks.sizes` sets it, and needs every source.
+expert. It runs on a GPU that PyTorch sees, and in bfloat16 where we do (by autocast while
+training). It has the paper's fusion as `benchmarks.sizes` sets it, and needs every source.
 
 Shapes: R rows, S sources, K tokens, D width, L answer tokens, E experts, N tokens of a layer.
 """
 
 from collections.abc import Callable
+import functools
 import time
 
 import numpy as np
@@ -25,6 +27,7 @@ from moemoe_jax.nn.t5 import T5Config
 transformers.logging.set_verbosity_error()
 
 Rows = dict[str, torch.Tensor]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _IGNORED = -100  # a label that enters no loss
 
 
@@ -117,7 +120,7 @@ class Peer(torch.nn.Module):
             tokens = self.projection(self.vision(values).last_hidden_state)
             tokens = tokens.repeat(1, self.length // tokens.shape[1], 1)
             sources.append(tokens)
-            valid.append(torch.ones(tokens.shape[:2], dtype=torch.bool))
+            valid.append(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
         weights = self.gate(question)
         e = sum(weights[..., s : s + 1] * tokens for s, tokens in enumerate(sources))
         return e, question, sources, valid
@@ -150,7 +153,7 @@ class Peer(torch.nn.Module):
         e = self.fuse(rows)[0]
         return self.answer.generate(
             encoder_outputs=BaseModelOutput(e),
-            attention_mask=torch.ones(e.shape[:2], dtype=torch.long),
+            attention_mask=torch.ones(e.shape[:2], dtype=torch.long, device=e.device),
             max_new_tokens=length,
             do_sample=False,
             num_beams=1,
@@ -167,6 +170,7 @@ def _text(config: T5Config) -> transformers.T5Config:
         d_model=config.d_model,
         d_kv=config.d_kv,
         d_ff=config.d_ff,
+        tie_word_embeddings=config.tie_word_embeddings,
         num_heads=config.num_heads,
         num_layers=config.num_layers,
         num_decoder_layers=config.num_decoder_layers,
@@ -208,6 +212,18 @@ def joint_rows(batch: dict, config: MoEMoEConfig) -> Rows:
     return rows
 
 
+def on_device(rows: Rows, dtype: torch.dtype = torch.float32) -> Rows:
+    """The rows where the peer computes, pixels in `dtype`."""
+    moved = {name: values.to(DEVICE) for name, values in rows.items()}
+    return {n: v.to(dtype) if v.is_floating_point() else v for n, v in moved.items()}
+
+
+def finish() -> None:
+    """Waits until all that was asked of the device is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def part(rows: Rows, first: int, count: int) -> Rows:
     """Some of the rows, their labels cut after the longest answer."""
     cut = {name: values[first : first + count] for name, values in rows.items()}
@@ -227,9 +243,11 @@ class Training:
 
     def __init__(self, config: ExperimentConfig, batch: dict):
         torch.manual_seed(config.train.seed)
-        self._rows = joint_rows(batch, config.model)
+        self._rows = on_device(joint_rows(batch, config.model))
         self.examples = len(self._rows["question"])
-        self.model = Peer(config.model).train()
+        self.model = Peer(config.model).to(DEVICE).train()
+        mixed = config.model.text.dtype == "bfloat16"
+        self._precision = functools.partial(torch.autocast, DEVICE, torch.bfloat16, mixed)
         self._weights = (config.loss.align_weight, config.loss.aux_weight)
         self._clip = config.optimizer.clip_norm
         self._optimizer = torch.optim.AdamW(
@@ -254,11 +272,15 @@ class Training:
         while done < min(self.examples, most or self.examples):
             rows = part(self._rows, done, size)
             count = len(rows["question"])
-            (loss(rows, *self._weights) * (count / self.examples)).backward()
+            with self._precision():
+                value = loss(rows, *self._weights)
+            (value * (count / self.examples)).backward()
             done += count
+        finish()
         between = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        finish()
         update = time.perf_counter() - between
         return (between - begun) / done + update / self.examples

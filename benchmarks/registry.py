@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-SIZES = ("tiny", "small")
+SIZES = ("tiny", "small", "base")
 KINDS = ("faster", "at most", "within")
 
 

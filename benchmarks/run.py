@@ -4,10 +4,13 @@ r"""Measures against PyTorch and against ourselves, and prints one table of rati
     python -m benchmarks.run --sizes=tiny --rows=train_1,train_6 --repetitions=3
     python -m benchmarks.run --list
 
-Both sides of a row are measured in turn in the same run, with the same threads, in float32. A ratio
-is that of the medians; its spread has the smallest and the largest of neighbouring pairs. "≥" are
-speeds over theirs, "≤" costs as parts of theirs. --out writes JSON, with every measurement, and the
-table as Markdown beside it, after each row anew.
+    python -m benchmarks.run --sizes=base --rows=train_6,answer_38 --threads=16   # an accelerator
+
+Both sides of a row are measured in turn in the same run, with the same threads, in float32 (base:
+in bfloat16), on the accelerator where there is one. A ratio is that of the medians; its spread has
+the smallest and the largest of neighbouring pairs. "≥" are speeds over theirs, "≤" costs as parts
+of theirs. --out writes JSON, with every measurement, and the table as Markdown beside it, after
+each row anew.
 
 The peers are in requirements-test.txt; `pip install ctranslate2` adds the rows against CTranslate2.
 Nothing else should run on the machine. docs/benchmarks.md says what each row measures.
@@ -25,7 +28,9 @@ from benchmarks.measure import Context
 from launch import common
 from moemoe_jax.errors import UserError
 
-flags.DEFINE_list("sizes", list(registry.SIZES), "Sizes of the models: tiny, small.")
+flags.DEFINE_list(
+    "sizes", ["tiny", "small"], "Sizes of the models: tiny, small, and base for an accelerator."
+)
 flags.DEFINE_list("rows", [], "Rows to measure, by name; by default all.")
 flags.DEFINE_integer("repetitions", 5, "Measurements of each side.", 1)
 flags.DEFINE_integer("threads", 2, "That either side computes with.", 1)
@@ -49,8 +54,12 @@ def main(argv: Sequence[str]) -> int:
         _known(size, dict.fromkeys(registry.SIZES))
     out = _out(args.out)
     _limit(args.threads)
-    about, lines = table.machine(args.threads, args.repetitions), []
+    # Both sides of a row are in one process: neither may take the accelerator's memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     fashion = str(Path(args.fashion).expanduser().resolve()) if args.fashion else ""
+    here = Context(args.sizes[0], args.repetitions, args.threads, fashion)
+    device = isolated.call("device:kind", here)
+    about, lines = table.machine(device, args.threads, args.repetitions), []
     for size in args.sizes:
         context = Context(size, args.repetitions, args.threads, fashion)
         for row in rows:

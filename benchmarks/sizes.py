@@ -1,10 +1,12 @@
-r"""The two sizes that are measured, as settings; a config file for the rows that launch a training.
+r"""The sizes that are measured, as settings; a config file for the rows that launch a training.
 
     python -m launch.train --config=benchmarks/sizes.py:tiny --workdir=runs/tiny
 
 tiny      128 channels, 2 layers, 64 tokens, 64 px
 small     T5-small's shape, SwinV2-tiny at 256 px, 128 tokens, 8 experts, top 2, in the decoder's
           odd layers
+base      for an accelerator: Flan-T5-base's shape, SwinV2-tiny at 256 px, 256 tokens, the same
+          experts, in bfloat16
 
 The model is the paper's: a weight for each token and source read from the question (eq 4), not
 normalised, the image tiled to the text's length, |1 - cos| for alignment. Only the question is not
@@ -40,6 +42,7 @@ class Batches:
 BATCHES = {
     "tiny": Batches({1: 16, 6: 16, 38: 16}, (16, 64), 16, 4096),
     "small": Batches({1: 8, 6: 8, 38: 16}, (8, 16, 32), 16, 4096),
+    "base": Batches({1: 32, 6: 16, 38: 16}, (32, 96), 32, 16_384),
 }
 
 
@@ -53,7 +56,7 @@ def get_config(argument="tiny"):
     choose("benchmarks/sizes.py", size, tuple(BATCHES))
     config = base.get_config()
     _paper(config)
-    (_tiny if size == "tiny" else _small)(config)
+    _SHAPES[size](config)
     for change in changes:
         CHANGES[choose("benchmarks/sizes.py", change, tuple(CHANGES))](config)
     return config
@@ -101,25 +104,47 @@ def _tiny(config):
 
 
 def _small(config):
-    text, vision, data = config.model.text, config.model.vision, config.data
+    text, data = config.model.text, config.data
     text.d_model, text.d_kv, text.num_heads, text.d_ff = 512, 64, 8, 2048
     text.num_layers = text.num_decoder_layers = 6
     text.activation = "relu"
+    _swinv2_tiny(config)
+    data.source = "catalogue:products=100,image_size=256"
+    data.text_length = 128
+    data.products_per_batch = config.answer.products_per_batch = 8
+
+
+def _base(config):
+    text, data = config.model.text, config.data
+    text.d_model, text.d_kv, text.num_heads, text.d_ff = 768, 64, 12, 2048
+    text.num_layers = text.num_decoder_layers = 12
+    text.activation, text.tie_word_embeddings = "gated-gelu", False
+    text.dtype = config.model.vision.dtype = "bfloat16"
+    text.scan_layers = True
+    _swinv2_tiny(config)
+    data.source = "catalogue:products=100,image_size=256"
+    data.text_length = 256
+    data.products_per_batch = config.answer.products_per_batch = 32
+
+
+def _swinv2_tiny(config):
+    """What small and base share: the image encoder at 256 px, the vocabulary and the experts."""
+    vision, data = config.model.vision, config.data
     vision.patch_size, vision.embed_dim, vision.window_size = 4, 96, 8
     vision.depths, vision.heads = (2, 2, 6, 2), (3, 6, 12, 24)
     vision.pretrained_window_sizes = (0, 0, 0, 0)
     config.model.moe_layers.decoder = "odd"
-    data.source = "catalogue:products=100,image_size=256"
-    data.image_size, data.text_length = 256, 128
-    data.tokenizer_vocab_size, data.vocab_rows = 1000, 32_128
-    data.products_per_batch = config.answer.products_per_batch = 8
+    data.image_size, data.tokenizer_vocab_size, data.vocab_rows = 256, 1000, 32_128
+
+
+_SHAPES = {"tiny": _tiny, "small": _small, "base": _base}
 
 
 def settings(size: str, questions: int, products: int | None = None, mixture: bool = False):
     """Settings of a batch of P products with Q questions each.
 
     Args:
-      size: tiny or small.
+      size: tiny, small or base.
       questions: Q.
       products: P; None takes those that the size trains with.
       mixture: experts in odd decoder layers also where the size has none.

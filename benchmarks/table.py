@@ -104,11 +104,12 @@ def notes(lines: Sequence[Line]) -> list[str]:
     return said
 
 
-def machine(threads: int, repetitions: int) -> dict[str, str]:
-    """What the numbers depend on."""
+def machine(device: str, threads: int, repetitions: int) -> dict[str, str]:
+    """What the numbers depend on; `device` is the accelerator's name, or ""."""
     from importlib import metadata
 
-    found = {"processor": _processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
+    found = {"accelerator": device} if device else {}
+    found |= {"processor": _processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
     found["repetitions"] = str(repetitions)
     for package in ("jax", "torch", "transformers", "ctranslate2"):
         try:

@@ -23,15 +23,21 @@ def against_peer(context: Context) -> Samples:
     config = experiment(settings(context.size, _QUESTIONS, products))
     batch = random_batch(config)
     del batch["answer_ids"]
-    rows = peer.joint_rows(batch, config.model)
+    dtype = getattr(torch, config.model.text.dtype)
+    rows = peer.on_device(peer.joint_rows(batch, config.model), dtype)
     torch.manual_seed(0)
-    model = peer.Peer(config.model).eval()
+    model = peer.Peer(config.model).to(peer.DEVICE, dtype).eval()
     with torch.no_grad():
         model.answer.shared.weight[model.answer.config.eos_token_id] = 0.0
 
     def generate(size: int) -> Callable[[], object]:
         part = peer.part(rows, 0, size)
-        return lambda: model.generate(part, config.data.answer_length)
+
+        def run() -> None:
+            model.generate(part, config.data.answer_length)
+            peer.finish()
+
+        return run
 
     sizes = [size for size in _ROWS if size <= products * _QUESTIONS]
     name, theirs = best({f"{size} rows": timed(generate(size), per=size) for size in sizes})

@@ -93,7 +93,9 @@ def _ours(folder: str, texts: np.ndarray, beams: int) -> Generate:
 def _transformers(model, texts: np.ndarray, beams: int) -> Generate:
     import torch
 
-    given = torch.from_numpy(texts).long()
+    from benchmarks.peer import DEVICE
+
+    model, given = model.to(DEVICE), torch.from_numpy(texts).long().to(DEVICE)
 
     @torch.inference_mode()
     def generate():

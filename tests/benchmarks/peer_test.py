@@ -33,7 +33,7 @@ def toy():
 
 
 def test_the_peer_has_our_parameters_at_every_size():
-    for argument in ("tiny", "tiny,mixture", "small"):
+    for argument in ("tiny", "tiny,mixture", "small", "base"):
         config = experiment(get_config(argument)).model
         with torch.device("meta"):
             theirs = sum(weight.numel() for weight in Peer(config).parameters())

@@ -43,10 +43,10 @@ def step_on(sizes: MeshConfig, config, batch, accumulation: int = 1):
     return *run(random_model(config)), program
 
 
-def compiled(sizes: MeshConfig, config, batch, accumulation: int = 1):
+def compiled(sizes: MeshConfig, config, batch, accumulation: int = 1, platform: str | None = None):
     """A step on a mesh: a function from a model to (loss, gradients by path), and the program."""
     count = abs(int(np.prod(sizes.sizes)))
-    mesh = make_mesh(sizes, jax.devices()[:count])
+    mesh = make_mesh(sizes, jax.devices(platform)[:count])
     graph, shapes = nnx.split(abstract_model(config))
     step = make_train_step(
         graph,
