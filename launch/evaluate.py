@@ -14,7 +14,7 @@ import textwrap
 
 from absl import flags
 
-from launch import common
+from launch import common, process
 
 common.define_workdir("The work directory of a trained model.")
 flags.DEFINE_string("split", "test", "The split of the run's data: train, val or test.")
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
     common.join_processes()
+    process.trim_after_compilations()
     import jax
 
     from moemoe_jax.data.pipeline import check_removal
@@ -48,11 +49,11 @@ def main(argv: Sequence[str]) -> None:
     check_removal(loaded.config.data, args.remove_sources)
     what = re.sub(r"[^\w.-]+", "_", args.input).strip("_") if args.input else args.split
     name = args.name or "-without-".join([what, *args.remove_sources])
-    limit, process = loaded.config.data.max_reject_fraction, jax.process_index()
-    of_the_run = Rejects(workdir.rejects, limit, process)
+    limit, index = loaded.config.data.max_reject_fraction, jax.process_index()
+    of_the_run = Rejects(workdir.rejects, limit, index)
     if args.input:
         path = workdir.evaluation(name) / workdir.rejects.name
-        rejects = Rejects(path, limit, process, anew=True)
+        rejects = Rejects(path, limit, index, anew=True)
         source = open_source(args.input, None, rejects)
     else:
         rejects = of_the_run

@@ -18,7 +18,7 @@ import functools
 
 from absl import flags
 
-from launch import common
+from launch import common, process
 
 common.define_workdir("The work directory of a trained model.")
 common.define_processes()
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Answers as the flags say; the status is 128 and the signal's number where one stopped it."""
     del argv
     common.join_processes()
+    process.trim_after_compilations()
     import dataclasses
     from pathlib import Path
 

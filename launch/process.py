@@ -1,10 +1,12 @@
 """How an entry point's process is set up, before anything heavy is imported."""
 
+import ctypes
 import os
 from pathlib import Path
 import platform
 import sys
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 _HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
@@ -25,3 +27,22 @@ def prepare() -> None:
         # starts, hence the new start; Python has hardly begun.
         os.environ[name] = value
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def trim_after_compilations() -> None:
+    """Has the memory that a long compilation leaves behind given back to the system.
+
+    A large program takes the compiler more than a GiB, which the C library's allocator keeps for
+    small objects to come: a training on CPU would never use it, and has its peak soon after. Does
+    nothing where the library has no `malloc_trim`.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:
+        return
+    import jax
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if event == _COMPILED and seconds > 1.0:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)

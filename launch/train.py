@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import common
+from launch import common, process
 
 common.define_workdir("Where config, tokenizer, checkpoints, metrics and results go.")
 flags.DEFINE_bool("dry_run", False, "Print what a device would hold of each parameter, and stop.")
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     stop = Stop().listen()  # before the imports that take seconds
     common.join_processes()
+    process.trim_after_compilations()
     from moemoe_jax.training.loop import train
 
     train(flags.FLAGS.config, flags.FLAGS.workdir, stop=stop, began=process_began())

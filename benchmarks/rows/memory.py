@@ -9,6 +9,7 @@ from benchmarks.batches import random_batch
 from benchmarks.isolated import call, peak_bytes, require_torch
 from benchmarks.measure import Context, Samples
 from benchmarks.sizes import BATCHES, settings
+from launch import process
 
 _STEPS = 3
 
@@ -33,6 +34,7 @@ def ours(context: Context, questions: int) -> int:
 
     from benchmarks.ours import Training, experiment
 
+    process.trim_after_compilations()  # as launch.train does
     step = Training(experiment(settings(context.size, questions)))
     for _ in range(_STEPS):
         step()

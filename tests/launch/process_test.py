@@ -1,6 +1,8 @@
 import os
 import sys
+import types
 
+import jax
 import pytest
 
 from launch import process
@@ -40,3 +42,36 @@ def test_what_is_set_stays(starts, monkeypatch):
     process.prepare()
     assert not starts
     assert {os.environ[name] for name in NAMES} == {"mine"}
+
+
+def test_a_long_compilation_is_followed_by_a_trim(monkeypatch):
+    trims = []
+    library = types.SimpleNamespace(malloc_trim=trims.append)
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(sys, "platform", "linux")
+    process.trim_after_compilations()
+    try:
+        jax.jit(lambda x: x + 1).lower(1.0).compile()  # takes no second
+        assert not trims
+        jax.monitoring.record_event_duration_secs(process._COMPILED, 2.0)
+        assert trims == [0]
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_there_are_compilation_events(monkeypatch):
+    """The name is JAX's, and may change."""
+    seen = []
+    note = lambda event, seconds, **_: seen.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        jax.jit(lambda x: x * 3).lower(1.0).compile()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert process._COMPILED in seen
+
+
+def test_a_library_without_a_trim_is_left_alone(monkeypatch):
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: types.SimpleNamespace())
+    monkeypatch.setattr(sys, "platform", "linux")
+    process.trim_after_compilations()
