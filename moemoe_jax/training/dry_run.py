@@ -15,6 +15,8 @@ from moemoe_jax.parallel.sharding import bytes_on_device, describe, indivisible,
 from moemoe_jax.training.setup import plan, with_vocabulary
 from moemoe_jax.workdir import WorkDir
 
+# The data would tell; only the schedule asks, and nothing is said of it. More than any warm-up.
+_STEPS_PER_EPOCH = 1e6
 
 def dry_run(
     mapping: ml_collections.ConfigDict, workdir: WorkDir, say: Callable[[str], None] = print
@@ -35,7 +37,7 @@ def dry_run(
     mapping = with_vocabulary(mapping, workdir)
     config = from_config_dict(mapping, _vocabulary(mapping, workdir, say))
     mesh = abstract_mesh(config.mesh)
-    run = plan(config, steps_per_epoch=1, mesh=mesh)
+    run = plan(config, _STEPS_PER_EPOCH, mesh)
     sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     say(f"mesh: {sizes}, {mesh.size} devices")
     say(describe(nnx.state(run.model), mesh))

@@ -61,7 +61,7 @@ def test_a_training_step(backend):
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("beams", [1, 4])
 def test_answers(beams, half):
-    """Ids and confidence; in bfloat16 that there are any."""
+    """Ids and the logarithm of their confidence; in bfloat16, that there are any."""
     config = IMAGE
     if half:
         config = dataclasses.replace(
@@ -82,9 +82,9 @@ def test_answers(beams, half):
     (ids, sure, _), (wanted, wanted_sure, _) = found[None], found["cpu"]
     there = data["question_valid"]
     same = np.mean(np.all(ids == wanted, axis=-1)[there])
-    off = np.max(np.abs(sure - wanted_sure)[there])
+    off = np.max(np.abs(np.log(sure) - np.log(wanted_sure))[there])
     print(f"{beams} beams, {'bfloat16' if half else 'float32'}: {same:.1%} the same, {off:.1e} off")
     assert np.all(np.isfinite(sure))
     if not half:
         assert same == 1.0
-        assert off < 1e-4
+        assert off < 1e-3

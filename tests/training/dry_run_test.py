@@ -56,6 +56,13 @@ def test_the_total_is_of_what_is_trained_and_what_is_frozen(tmp_path):
     assert spread["total, without activations"] == sum(parts)
 
 
+def test_a_warm_up_is_not_measured_by_data_that_were_not_read(tmp_path):
+    config = tiny.get_config("dense")
+    config.data.products_per_batch = 8
+    config.train.steps, config.train.epochs, config.optimizer.warmup_steps = 0, 6, 50
+    dry_run(config, WorkDir(tmp_path / "run"), lambda _: None)
+
+
 def test_the_vocabulary_is_that_of_the_tokenizer_that_there_is(tmp_path):
     tokenizer = Tokenizer.train(["a red shirt of wool"], 400)
     tokenizer.save(WorkDir(tmp_path / "run").tokenizer)
