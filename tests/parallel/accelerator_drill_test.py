@@ -82,7 +82,7 @@ def test_answers(beams, half):
     (ids, sure, _), (wanted, wanted_sure, _) = found[None], found["cpu"]
     there = data["question_valid"]
     same = np.mean(np.all(ids == wanted, axis=-1)[there])
-    off = np.max(np.abs(np.log(sure) - np.log(wanted_sure))[there])
+    off = np.max(np.abs(np.log(sure[there]) - np.log(wanted_sure[there])))
     print(f"{beams} beams, {'bfloat16' if half else 'float32'}: {same:.1%} the same, {off:.1e} off")
     assert np.all(np.isfinite(sure))
     if not half:
