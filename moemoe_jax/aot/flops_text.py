@@ -5,8 +5,9 @@ Counting is as in `flops`, which has the letters of shapes.
 
 import dataclasses
 
-from moemoe_jax.nn.dispatch import capacity, capacity_tiers
-from moemoe_jax.nn.lending import Room, room_for
+from moemoe_jax.nn.blocks import block_sizes, usual_blocks
+from moemoe_jax.nn.dispatch import capacity, capacity_tiers, choose
+from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.t5_block import T5Config
 
@@ -118,30 +119,30 @@ def _cross_attention(
 def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) -> int:
     """Rows that the experts compute together: the usual queues, with their empty slots.
 
+    What "auto" is depends on the mesh in use.
+
     Args:
       moe: of the layer.
       tokens: of the whole batch.
       shards: parts that it is split into.
       lends: whether slots can be lent: the experts are not spread over devices.
     """
-    size = -(-tokens // shards)
-    if moe.dispatch == "ragged":
-        return tokens * moe.top_k
-    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
+    size, top_k, count = -(-tokens // shards), moe.top_k, moe.num_experts
+    tiers = capacity_tiers(size, top_k, count)
     if moe.capacity_factor is not None:
-        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
-        slots = most if shards == 1 else min(slots, most)
-    if moe.dispatch == "dense":
-        slots = size
-    room = _room(moe, size) if lends else None
-    return shards * (moe.num_experts * slots if room is None else room.slots(moe.num_experts))
-
-
-def _room(moe: MoEConfig, tokens: int) -> Room | None:
-    """The room with slots to lend, where a mixture of one device's `tokens` has it."""
-    if moe.dispatch not in ("auto", "index") or moe.capacity_factor is not None:
-        return None
-    return room_for(tokens, moe.top_k, moe.num_experts)
+        most = int(capacity(moe.capacity_factor, tokens, top_k, count))
+        smaller = () if shards == 1 else tuple(tier for tier in tiers if tier < most)
+        tiers = (*smaller, min(size, most))
+    backend = choose(moe.dispatch, tiers, size)
+    if backend == "ragged":
+        return tokens * top_k
+    if backend == "grouped":
+        rows, blocks = block_sizes(size, top_k, count, tiers[-1])
+        return shards * rows * usual_blocks(blocks, count)
+    slots = size if backend == "dense" else tiers[0]
+    lends = lends and backend == "index" and moe.capacity_factor is None
+    room = room_for(size, top_k, count) if lends else None
+    return shards * (count * slots if room is None else room.slots(count))
 
 
 def _mixture(

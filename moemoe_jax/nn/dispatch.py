@@ -7,7 +7,8 @@ earlier one and a decoder stays causal. Rows move by gathers alone, forwards and
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
 smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
 tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
-factor there is one C; what does not fit is dropped, counted, and contributes zero.
+factor there is one C; what does not fit is dropped, counted, and contributes zero. On TPUs, queues
+lie in blocks (see `blocks`), which need no tiers.
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -22,8 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moemoe_jax.nn.blocks import block_sizes, lay_out
+from moemoe_jax.nn.grouped import grouped_dot
 from moemoe_jax.nn.lending import align, copies, lend, room_for
 from moemoe_jax.nn.routing import Routing, pick
+from moemoe_jax.parallel.axes import mesh_in_use, platform_in_use, shards
 
 TIERS = (1.25, 2.5)  # capacities below "everything", in multiples of an even load
 SMALL = 64  # up to so many tokens, choosing a tier costs more than it saves
@@ -282,25 +286,46 @@ def _ragged(experts, x, weights, queue, tiers, loans):
     return combine(experts(rows, numbers, dot), plan, weights)
 
 
+def _grouped(experts, x, weights, queue, tiers, loans):
+    """Lays the queues out in blocks, with a product that passes over those that are empty."""
+    del loans
+    top_k, count = weights.shape[1], queue.load.shape[0]
+    size, blocks = block_sizes(x.shape[0], top_k, count, tiers[-1])
+    layout, first = lay_out(queue.load, blocks, size)
+    slot = first[queue.expert] * size + queue.position
+    rows, plan = _fill(x, queue, slot, blocks * size)
+    shape = (blocks, size)
+    numbers = _numbers(queue, (plan.source // top_k).reshape(shape), layout.owner)
+
+    def dot(rows, kernel):
+        return grouped_dot(rows, kernel, layout)
+
+    return combine(experts(rows.reshape(*shape, -1), numbers, dot), plan, weights)
+
+
 DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
     "index": _index,
     "dense": _dense,
     "ragged": _ragged,
+    "grouped": _grouped,
 }
 
 
 def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
-    """Resolves "auto": "index", unless "dense" computes no more.
+    """Resolves "auto", for the devices in use: the back end that docs/roofline.md finds best.
 
-    On a CPU "ragged" takes several times as long, as `ragged_dot` there is a loop. For a TPU its
-    forward pass is compiled to a kernel without empty slots, but the gradient of the experts'
-    kernels to products of all experts with all rows: with 8 experts, 3.3 times the operations that
-    are needed, where "index" has 1.13 to 1.25 (docs/roofline.md). It sends no rows between devices
-    either: ask for it.
+    "dense" where it computes no more than the others. Else "grouped" on TPUs, whose compiler has a
+    kernel for it, unless experts are in parts on several devices; and "index" everywhere else. On a
+    CPU "ragged" takes several times as long, as `ragged_dot` there is a loop; on a TPU its gradient
+    by the kernels multiplies all rows with all experts.
     """
     if backend != "auto":
         return backend
-    return "dense" if tiers == (tokens,) else "index"
+    if tiers == (tokens,):
+        return "dense"
+    mesh = mesh_in_use()
+    whole = mesh is None or shards("expert", mesh) * shards("mlp", mesh) == 1
+    return "grouped" if whole and platform_in_use() == "tpu" else "index"
 
 
 def mix(
@@ -320,7 +345,7 @@ def mix(
       routing: of those tokens.
       valid: bool [T]; padding takes no slot and comes back as zeros.
       capacity_factor: slots per expert over the even load; None drops nothing.
-      backend: a name in `DISPATCHERS`, or "auto": "index", unless "dense" computes no more.
+      backend: a name in `DISPATCHERS`, or "auto" (see `choose`).
 
     Returns:
       [T, D], and which choices were kept, bool [T, k].

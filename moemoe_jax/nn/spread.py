@@ -65,6 +65,7 @@ def mix(
       UserError: experts that the mesh's axis does not divide, or a back end that cannot send rows.
     """
     mesh = mesh_in_use()
+    _require_whole(backend, mesh)
     if mesh is None or shards("batch", mesh) == 1:
         local = functools.partial(experts, kernels, key)
         return dispatch.mix(
@@ -72,11 +73,6 @@ def mix(
         )
     (tokens, top_k), num_experts = routing.experts.shape, routing.probs.shape[-1]
     parts = expert_shards(num_experts, mesh)
-    if backend == "ragged" and parts > 1:
-        raise UserError(
-            f"model.moe.dispatch is ragged, which sends no rows between devices, but mesh.expert "
-            f"is {parts}; set model.moe.dispatch=auto"
-        )
     missing = -tokens % shards("batch", mesh)
     arrays = (x, routing.experts, routing.weights, valid)
     arrays = [jnp.pad(a, ((0, missing), *((0, 0),) * (a.ndim - 1))) for a in arrays]
@@ -109,6 +105,26 @@ def mix(
         check_vma=False,
     )(kernels, key, *arrays)
     return y[:tokens], kept[:tokens]
+
+
+def _require_whole(backend: str, mesh: AbstractMesh | None) -> None:
+    """Refuses back ends that need what others do without.
+
+    Raises:
+      UserError: "ragged" or "grouped" with experts dealt out; "grouped" with kernels cut.
+    """
+    if mesh is None:
+        return
+    if backend in ("ragged", "grouped") and shards("expert", mesh) > 1:
+        raise UserError(
+            f"model.moe.dispatch is {backend}, which sends no rows between devices, but "
+            f"mesh.expert is {shards('expert', mesh)}; set model.moe.dispatch=auto"
+        )
+    if backend == "grouped" and shards("mlp", mesh) > 1:
+        raise UserError(
+            "model.moe.dispatch is grouped, which multiplies with whole kernels, but mesh.tensor "
+            f"is {shards('mlp', mesh)}; set model.moe.dispatch=auto"
+        )
 
 
 def _tiers(

@@ -173,6 +173,17 @@ def test_batched_products_are_read_from_convolutions(line, flops):
     assert work.total_flops(Module(text)) == flops
 
 
+def test_a_kernel_costs_what_it_says():
+    text = """ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %told = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUgFN","cost_estimate":{"flops":"1200","transcendentals":"0","bytes_accessed":"70"},"needs_layout_passes":true}}
+  ROOT %silent = f32[8,128]{1,0} custom-call(%told), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"flops"}}
+}
+"""
+    assert work.total_flops(Module(text)) == 1200
+    assert work.hbm_bytes(Module(text)) == 70 + 2 * 8 * 128 * 4  # or else what goes in and out
+
+
 def test_traffic_counts_slices_as_slices_and_nothing_on_chip():
     text = """%inner (a: f32[10,8], b: f32[1,8], i: s32[]) -> f32[10,8] {
   %a = f32[10,8]{1,0} parameter(0)

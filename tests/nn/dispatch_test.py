@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from moemoe_jax.nn import dispatch
-from moemoe_jax.nn.dispatch import DISPATCHERS, capacity_tiers, combine, enqueue, mix
+from moemoe_jax.nn.dispatch import DISPATCHERS, capacity_tiers, choose, combine, enqueue, mix
 from moemoe_jax.nn.routing import route
+from moemoe_jax.parallel.axes import using
+from moemoe_jax.parallel.mesh import AXES
 
 D, F, E, K = 5, 7, 8, 2
 
@@ -99,7 +101,7 @@ def test_tiers():
 
 
 def test_every_back_end_is_exercised_here():
-    assert set(DISPATCHERS) == {"index", "dense", "ragged"}
+    assert set(DISPATCHERS) == {"index", "dense", "ragged", "grouped"}
 
 
 @pytest.mark.parametrize("backend", ["auto", *DISPATCHERS])
@@ -213,6 +215,25 @@ def test_nothing_but_padding_is_zero_with_zero_gradients(backend, tokens):
     outputs, gradients = value_and_grad(params, x, jnp.zeros(tokens, bool), backend=backend)
     zeros = jax.tree.map(jnp.zeros_like, (outputs, gradients))
     chex.assert_trees_all_equal((outputs, gradients), zeros)
+
+
+def on_tpus(*sizes):
+    """A mesh of TPUs."""
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    return using(jax.sharding.AbstractMesh(sizes, AXES, abstract_device=device))
+
+
+def test_auto_follows_the_devices_that_a_program_is_for():
+    assert choose("auto", (40, 80, 128), 128) == "index"
+    for sizes, best in (
+        ((4, 2, 1, 1), "grouped"),
+        ((4, 2, 2, 1), "index"),  # experts on several devices
+        ((4, 2, 1, 2), "index"),  # parts of experts
+    ):
+        with on_tpus(*sizes):
+            assert choose("auto", (40, 80, 128), 128) == best
+            assert choose("auto", (64,), 64) == "dense"
+            assert choose("ragged", (40, 80, 128), 128) == "ragged"
 
 
 def test_an_unknown_back_end_is_refused():

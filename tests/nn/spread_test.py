@@ -58,6 +58,7 @@ def on_mesh(sizes, function, params, *arguments):
         # tokens alike the first has not enough of them, and the other leaves its room as well.
         (MeshConfig(data=2), {}, 350, 0),
         (MeshConfig(data=2, tensor=2), {}, 350, 350),
+        (MeshConfig(data=2, fsdp=2), {"dispatch": "grouped"}, 41, 0),
     ],
 )
 def test_a_layer_on_many_devices_equals_one_in_value_and_gradient(sizes, options, length, alike):
@@ -154,16 +155,21 @@ def test_what_a_capacity_drops_is_what_one_device_drops():
     assert float(dispatch.dropped(kept, valid)) == pytest.approx(8 / 11)
 
 
+DEALT, CUT = MeshConfig(data=2, expert=4), MeshConfig(data=4, tensor=2)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("sizes", "options", "message"),
     [
-        ({"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture layer"),
-        ({"dispatch": "ragged"}, "dispatch is ragged, which sends no rows .* set model.moe.disp"),
+        (DEALT, {"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture la"),
+        (DEALT, {"dispatch": "ragged"}, "is ragged, which sends no rows .* set model.moe.dispatch"),
+        (DEALT, {"dispatch": "grouped"}, "is grouped, which sends no rows .* mesh.expert is 4; se"),
+        (CUT, {"dispatch": "grouped"}, "multiplies with whole kernels, but mesh.tensor is 2; set"),
     ],
 )
-def test_experts_that_cannot_be_dealt_out_are_refused_in_one_line(options, message):
+def test_experts_that_cannot_be_dealt_out_are_refused_in_one_line(sizes, options, message):
     function, params = layer(MoEConfig(**{"num_experts": 8} | options))
-    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    mesh = make_mesh(sizes)
     with using(mesh), pytest.raises(UserError, match=message) as error:
         jax.eval_shape(function, params, jnp.ones((8, 3, D)), jnp.ones((8, 3), bool))
     assert "\n" not in str(error.value)
