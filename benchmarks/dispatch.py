@@ -105,7 +105,7 @@ def compiled(backend: str, tokens: int, experts: int, device: "jax.Device") -> F
     a_row = 2.0 * _PRODUCTS * _WIDTH * _HIDDEN
     router = 2.0 * 3 * tokens * _WIDTH * experts
     counted = (work.total_flops(module) - router) / a_row
-    usual = mixture_rows(config, tokens, 1, lends=True)
+    usual, _ = mixture_rows(config, tokens, 1, 1)
     needed = tokens * _TOP_K
     worst = counted / usual * worst_rows(backend, tokens, experts)
     return Found(

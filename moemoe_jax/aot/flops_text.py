@@ -9,6 +9,7 @@ from moemoe_jax.nn.blocks import block_sizes, usual_blocks
 from moemoe_jax.nn.dispatch import capacity, capacity_tiers, choose
 from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.spread import slots_of_devices
 from moemoe_jax.nn.t5_block import T5Config
 
 
@@ -116,7 +117,7 @@ def _cross_attention(
     part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
 
 
-def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) -> int:
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int, parts: int) -> tuple[int, int]:
     """Rows that the experts compute together: the usual queues, with their empty slots.
 
     What "auto" is depends on the mesh in use.
@@ -125,7 +126,10 @@ def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) 
       moe: of the layer.
       tokens: of the whole batch.
       shards: parts that it is split into.
-      lends: whether slots can be lent: the experts are not spread over devices.
+      parts: that the experts are dealt into.
+
+    Returns:
+      Those rows, and the rows that travel to where their experts are.
     """
     size, top_k, count = -(-tokens // shards), moe.top_k, moe.num_experts
     tiers = capacity_tiers(size, top_k, count)
@@ -135,14 +139,20 @@ def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) 
         tiers = (*smaller, min(size, most))
     backend = choose(moe.dispatch, tiers, size)
     if backend == "ragged":
-        return tokens * top_k
+        return tokens * top_k, 0
     if backend == "grouped":
-        rows, blocks = block_sizes(size, top_k, count, tiers[-1])
-        return shards * rows * usual_blocks(blocks, count)
-    slots = size if backend == "dense" else tiers[0]
-    lends = lends and backend == "index" and moe.capacity_factor is None
+        sent, sizes = 0, (size, top_k, count, tiers[-1])
+        if parts > 1:
+            sent = parts * slots_of_devices(*sizes[:3], parts, tiers[-1])[0]
+            sizes = (sent, 1, count // parts, sent)
+        rows, blocks = block_sizes(*sizes)
+        return shards * rows * usual_blocks(blocks, sizes[2]), shards * sent
+    slots = count * (size if backend == "dense" else tiers[0])
+    if parts > 1:
+        return shards * slots, shards * slots
+    lends = backend == "index" and moe.capacity_factor is None
     room = room_for(size, top_k, count) if lends else None
-    return shards * (count * slots if room is None else room.slots(count))
+    return shards * (slots if room is None else room.slots(count)), 0
 
 
 def _mixture(
@@ -161,7 +171,7 @@ def _mixture(
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
     batch_parts, expert_parts = parts
-    at_a_time = mixture_rows(moe, tokens // steps, batch_parts, expert_parts == 1)
+    at_a_time, _ = mixture_rows(moe, tokens // steps, batch_parts, expert_parts)
     size = 2.0 * steps * at_a_time * text.d_model * text.d_ff
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)

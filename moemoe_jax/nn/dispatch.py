@@ -171,11 +171,11 @@ def dispatch(x: jax.Array, queue: Queue, slots_per_expert: int) -> tuple[jax.Arr
     """
     num_experts = queue.load.shape[0]
     slot = queue.expert * slots_per_expert + queue.position
-    inputs, plan = _fill(x, queue, slot, num_experts * slots_per_expert)
+    inputs, plan = fill(x, queue, slot, num_experts * slots_per_expert)
     return inputs.reshape(num_experts, slots_per_expert, -1), plan
 
 
-def _fill(x: jax.Array, queue: Queue, slot: jax.Array, slots: int) -> tuple[jax.Array, Plan]:
+def fill(x: jax.Array, queue: Queue, slot: jax.Array, slots: int) -> tuple[jax.Array, Plan]:
     """Brings tokens [T, D] to int [T, k] `slot`, where they are kept: [slots, D] and the plan."""
     plan = make_plan(jnp.where(queue.kept, slot, slots), slots)
     return take(x, plan.source // slot.shape[1], plan.target), plan
@@ -235,7 +235,7 @@ def _in_room(loans, experts, x, weights, queue):
     past = queue.position - room.own
     lent = own + loans.first[queue.expert] * room.size + past
     slot = jnp.where(past < 0, queue.expert * room.own + queue.position, lent)
-    rows, plan = _fill(x, queue, slot, room.slots(count))
+    rows, plan = fill(x, queue, slot, room.slots(count))
     tokens = plan.source // weights.shape[1]
 
     def run(part, whose, dot):
@@ -293,7 +293,7 @@ def _grouped(experts, x, weights, queue, tiers, loans):
     size, blocks = block_sizes(x.shape[0], top_k, count, tiers[-1])
     layout, first = lay_out(queue.load, blocks, size)
     slot = first[queue.expert] * size + queue.position
-    rows, plan = _fill(x, queue, slot, blocks * size)
+    rows, plan = fill(x, queue, slot, blocks * size)
     shape = (blocks, size)
     numbers = _numbers(queue, (plan.source // top_k).reshape(shape), layout.owner)
 

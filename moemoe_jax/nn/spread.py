@@ -2,13 +2,16 @@
 
 Every device lines up its own tokens and fills [E, C, D]; along the mesh axis `expert`, an
 all-to-all hands each device the slots of the experts that it holds, [E/n, n C, D], and another
-brings the outputs back. No device ever holds the tokens, or the experts, of all.
+brings the outputs back. With blocks ("grouped"), a device's slots are for all of its experts
+together, which needs fewer of them, and what arrives is lined up there. No device ever holds the
+tokens, or the experts, of all.
 
 The result is that of one device. The sizes that devices must agree on (a tier, a capacity) are
 settled by counts of all of them; a capacity drops the same choices, as each device knows how many
 stand before its own; and what is drawn at random for a row follows from its number.
 
-Shapes: as in `dispatch`; N devices that tokens are split over, n of them along `expert`.
+Shapes: as in `dispatch`; N devices that tokens are split over, n of them along `expert`; M slots
+for the experts of a device.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +19,7 @@ import functools
 from typing import Any
 
 import jax
-from jax.lax import all_gather, all_to_all, axis_index, pmax, psum
+from jax.lax import all_gather, all_to_all, axis_index, axis_size, pmax, psum
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -81,7 +84,8 @@ def mix(
     # A lent slot would be on one device and its expert on another.
     lends = parts == 1 and capacity_factor is None
     room = room_for(size, top_k, num_experts) if lends else None
-    run = pick(dispatch.DISPATCHERS, dispatch.choose(backend, tiers, size), "dispatch back end")
+    backend = dispatch.choose(backend, tiers, size)
+    run = pick(dispatch.DISPATCHERS, backend, "dispatch back end")
     places = {
         name: _manual(spec_for(axes[name], kernel.shape, mesh)[0], mesh)
         for name, kernel in kernels.items()
@@ -92,7 +96,13 @@ def mix(
         queue = _line_up(chosen, valid, num_experts, capacity_factor, tokens)
         f = functools.partial(experts, kernels, key)
         loans = None if room is None else _lend(queue, room)
-        y = run(f if parts == 1 else _away(f), x, weights, queue, tiers, loans)
+        if parts == 1:
+            y = run(f, x, weights, queue, tiers, loans)
+        elif backend == "grouped":
+            sizes = slots_of_devices(size, top_k, num_experts, parts, tiers[-1])
+            y = _by_device(f, x, weights, queue, sizes)
+        else:
+            y = run(_away(f), x, weights, queue, tiers, None)
         return y, queue.kept
 
     split = PartitionSpec(TOKENS)
@@ -111,14 +121,14 @@ def _require_whole(backend: str, mesh: AbstractMesh | None) -> None:
     """Refuses back ends that need what others do without.
 
     Raises:
-      UserError: "ragged" or "grouped" with experts dealt out; "grouped" with kernels cut.
+      UserError: "ragged" with experts dealt out; "grouped" with kernels cut.
     """
     if mesh is None:
         return
-    if backend in ("ragged", "grouped") and shards("expert", mesh) > 1:
+    if backend == "ragged" and shards("expert", mesh) > 1:
         raise UserError(
-            f"model.moe.dispatch is {backend}, which sends no rows between devices, but "
-            f"mesh.expert is {shards('expert', mesh)}; set model.moe.dispatch=auto"
+            f"model.moe.dispatch is ragged, which sends no rows between devices, but mesh.expert "
+            f"is {shards('expert', mesh)}; set model.moe.dispatch=auto"
         )
     if backend == "grouped" and shards("mlp", mesh) > 1:
         raise UserError(
@@ -180,6 +190,56 @@ def _away(experts: dispatch.Experts) -> dispatch.Experts:
 def _there(slots: jax.Array) -> jax.Array:
     """[E, C, ...] of the tokens here to [E/n, n C, ...] of the experts here."""
     return all_to_all(slots, EXPERT, split_axis=0, concat_axis=1, tiled=True)
+
+
+def slots_of_devices(
+    tokens: int, top_k: int, num_experts: int, parts: int, most: int
+) -> tuple[int, ...]:
+    """Growing M, the last of which holds any routing of T tokens, at most `most` an expert."""
+    count = num_experts // parts
+    last = min(tokens * min(top_k, count), most * count)
+    tiers = dispatch.capacity_tiers(tokens * top_k, 1, parts)
+    return (*(size for size in tiers if size < last), last)
+
+
+def _by_device(experts, x, weights, queue, sizes):
+    """Sends choices to the devices of their experts with the smallest M that holds them, and back.
+
+    A device's share of the choices is more even than an expert's: M is less for the same tier.
+    """
+    load = queue.load.reshape(axis_size(EXPERT), -1)  # [n, E/n]
+    before = (jnp.cumsum(load, axis=1) - load).ravel()
+    device, place = queue.expert // load.shape[1], before[queue.expert] + queue.position
+    longest = pmax(jnp.max(jnp.sum(load, axis=1)), TOKENS)
+    branches = [functools.partial(_through, size, experts) for size in sizes]
+    branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
+    tier = jnp.sum(longest > jnp.array(sizes[:-1], jnp.int32))
+    return jax.lax.switch(tier, branches, x, weights, queue, device, place)
+
+
+def _through(size, experts, x, weights, queue, device, place):
+    """There, through the experts in blocks, and back, with M = `size`."""
+    parts, num_experts = axis_size(EXPERT), queue.load.shape[0]
+    count = num_experts // parts
+    rows, plan = dispatch.fill(x, queue, device * size + place, parts * size)
+    chosen = queue.expert.ravel().at[plan.source].get(mode="fill", fill_value=0)
+    numbers = (queue.first + plan.source // weights.shape[1]) * num_experts + chosen
+    numbers = jnp.where(plan.source < weights.size, numbers, -1)
+    rows, numbers = _swapped(rows), _swapped(numbers)
+
+    def numbered(rows, places, dot):
+        return experts(rows, numbers.at[places // count].get(mode="clip"), dot)
+
+    # An expert's number among those of its device is what it leaves, as theirs follow one another.
+    here = dispatch.enqueue((numbers % count)[:, None], numbers >= 0, count)
+    ones, most = jnp.ones((rows.shape[0], 1)), (rows.shape[0],)
+    outputs = dispatch.DISPATCHERS["grouped"](numbered, rows, ones, here, most, None)
+    return dispatch.combine(_swapped(outputs), plan, weights)
+
+
+def _swapped(slots: jax.Array) -> jax.Array:
+    """[n M, ...] for each device of the axis `expert` to [n M, ...] from each."""
+    return all_to_all(slots, EXPERT, split_axis=0, concat_axis=0, tiled=True)
 
 
 def _gathered(kernel: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -16,7 +16,7 @@ def test_kernels_say_what_the_formula_does(tokens, experts):
     config = MoEConfig(num_experts=experts, dispatch="grouped")
     trace = dispatch.traced(config, tokens, jax.devices()[0])
     module = Module(trace.lower(lowering_platforms=("tpu",)).as_text("hlo"))
-    rows, router = mixture_rows(config, tokens, 1), 3 * 2 * tokens * 768 * experts
+    rows, router = mixture_rows(config, tokens, 1, 1)[0], 3 * 2 * tokens * 768 * experts
     assert work.total_flops(module) == 9 * 2 * rows * 768 * 2048 + router
     told = work.hbm_bytes(module)
     # At least: all kernels in bfloat16 three times, and rows to and fro.
