@@ -6,9 +6,10 @@ Counting is as in `flops`, which has the letters of shapes.
 import dataclasses
 
 from moemoe_jax.nn.blocks import block_sizes, usual_blocks
-from moemoe_jax.nn.dispatch import capacity, capacity_tiers, choose
+from moemoe_jax.nn.dispatch import choose
 from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.queues import capacity, capacity_tiers
 from moemoe_jax.nn.spread import slots_of_devices
 from moemoe_jax.nn.t5_block import T5Config
 

@@ -1,14 +1,12 @@
 """Dispatch: tokens to their experts and back, by index.
 
-Each expert has a queue of C slots, filled token by token, so that a later token never evicts an
-earlier one and a decoder stays causal. Rows move by gathers alone, forwards and backwards: a
-`Plan` holds the map from slots to tokens *and* its inverse.
+Each expert has a queue (see `queues`) in C slots. Rows move by gathers alone, forwards and
+backwards: a `Plan` holds the map from slots to tokens *and* its inverse.
 
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
 smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
 tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
-factor there is one C; what does not fit is dropped, counted, and contributes zero. On TPUs, queues
-lie in blocks (see `blocks`), which need no tiers.
+factor there is one C. On TPUs, queues lie in blocks (see `blocks`), which need no tiers.
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -21,16 +19,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moemoe_jax.nn.blocks import block_sizes, lay_out
 from moemoe_jax.nn.grouped import grouped_dot
-from moemoe_jax.nn.lending import align, copies, lend, room_for
+from moemoe_jax.nn.lending import copies, lend, room_for
+from moemoe_jax.nn.queues import Queue, capacity, capacity_tiers, enqueue
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import mesh_in_use, platform_in_use, shards
-
-TIERS = (1.25, 2.5)  # capacities below "everything", in multiples of an even load
-SMALL = 64  # up to so many tokens, choosing a tier costs more than it saves
 
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 """(rows [..., in], kernel [E, in, out]) -> rows [..., out], each row by its own expert's kernel."""
@@ -40,34 +35,6 @@ Experts = Callable[[jax.Array, jax.Array, Dot], jax.Array]
 
 A row's number is that of its (token, expert), wherever the row lies: what is drawn at random for it
 follows from that."""
-
-
-class Queue(NamedTuple):
-    """Where each choice stands in the queue of its expert.
-
-    Attributes:
-      expert: int32 [T, k], the choices.
-      position: int32 [T, k], how many earlier tokens chose the same expert.
-      kept: bool [T, k], False for padding and for what is past the capacity.
-      load: int32 [E], kept choices per expert.
-      longest: int32 [], the largest load.
-      first: int32 [], the number of the first token. On many devices, `longest` and `first` are
-        with regard to the tokens of all.
-    """
-
-    expert: jax.Array
-    position: jax.Array
-    kept: jax.Array
-    load: jax.Array
-    longest: jax.Array
-    first: jax.Array
-
-    def limited(self, limit: jax.Array, before: jax.Array | int = 0) -> "Queue":
-        """Keeps the first `limit` of each queue, `before` of which stand elsewhere: int32 [E]."""
-        start = jnp.broadcast_to(before, self.load.shape)[self.expert]
-        kept = self.kept & (start + self.position < limit)
-        load = jnp.clip(limit - before, 0, self.load)
-        return self._replace(kept=kept, load=load, longest=jnp.max(load))
 
 
 class Plan(NamedTuple):
@@ -80,53 +47,6 @@ class Plan(NamedTuple):
 
     source: jax.Array
     target: jax.Array
-
-
-def capacity(factor: float, tokens: int | np.ndarray, top_k: int, num_experts: int) -> np.ndarray:
-    """Slots per expert for `tokens` tokens: factor times the even load, rounded up."""
-    slots = np.ceil(factor * top_k * np.asarray(tokens) / num_experts).astype(np.int32)
-    return np.minimum(slots, tokens)
-
-
-def capacity_tiers(tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
-    """Growing capacities, the last of which (`tokens`) holds any routing at all."""
-    if tokens <= SMALL:
-        return (tokens,)
-    sizes = (int(capacity(factor, tokens, top_k, num_experts)) for factor in TIERS)
-    aligned = {align(size) for size in sizes}
-    return (*sorted(size for size in aligned if size < tokens), tokens)
-
-
-def enqueue(
-    experts: jax.Array, valid: jax.Array, num_experts: int, capacity_factor: float | None = None
-) -> Queue:
-    """Lines the choices up, token by token; padding takes no place.
-
-    The capacity follows the number of *valid* tokens, so that padding a batch changes no drop.
-
-    Args:
-      experts: int [T, k], distinct per token.
-      valid: bool [T].
-      num_experts: E.
-      capacity_factor: slots per expert over the even load; None keeps everything.
-    """
-    tokens, top_k = experts.shape
-    chosen = jnp.sum(jax.nn.one_hot(experts, num_experts, dtype=jnp.int32), axis=1)
-    chosen = chosen * valid[:, None]
-    position = jnp.take_along_axis(jnp.cumsum(chosen, axis=0) - chosen, experts, axis=1)
-    load, kept = jnp.sum(chosen, axis=0), jnp.broadcast_to(valid[:, None], experts.shape)
-    queue = Queue(experts, position, kept, load, jnp.max(load), jnp.int32(0))
-    if capacity_factor is None:
-        return queue
-    return queue.limited(capacity_of(jnp.sum(valid), capacity_factor, tokens, top_k, num_experts))
-
-
-def capacity_of(
-    count: jax.Array, factor: float, tokens: int, top_k: int, num_experts: int
-) -> jax.Array:
-    """`capacity` for an int32 [] number of tokens that is known at run time, at most `tokens`."""
-    limits = capacity(factor, np.arange(tokens + 1), top_k, num_experts)
-    return jnp.asarray(limits)[count]
 
 
 def make_plan(slot: jax.Array, slots: int) -> Plan:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.nn import dispatch
+from moemoe_jax.nn import dispatch, queues
 from moemoe_jax.nn.lending import Loans, Room, lend, room_for
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, shards, spec_for
@@ -141,11 +141,11 @@ def _tiers(
     size: int, tokens: int, top_k: int, num_experts: int, capacity_factor: float | None
 ) -> tuple[int, ...]:
     """Slots per expert that a device may fill for its `size` of all the `tokens`."""
-    tiers = dispatch.capacity_tiers(size, top_k, num_experts)
+    tiers = queues.capacity_tiers(size, top_k, num_experts)
     if capacity_factor is None:
         return tiers
     # All that are kept may be of one device.
-    most = min(size, int(dispatch.capacity(capacity_factor, tokens, top_k, num_experts)))
+    most = min(size, int(queues.capacity(capacity_factor, tokens, top_k, num_experts)))
     return (*(tier for tier in tiers if tier < most), most)
 
 
@@ -155,14 +155,14 @@ def _line_up(
     num_experts: int,
     capacity_factor: float | None,
     tokens: int,
-) -> dispatch.Queue:
+) -> queues.Queue:
     """The queues of this device's tokens, within those of all `tokens`."""
-    queue = dispatch.enqueue(chosen, valid, num_experts)
+    queue = queues.enqueue(chosen, valid, num_experts)
     here = axis_index(TOKENS)
     if capacity_factor is not None:
         loads = all_gather(queue.load, TOKENS)  # [N, E]
         earlier = jnp.arange(loads.shape[0])[:, None] < here
-        limit = dispatch.capacity_of(
+        limit = queues.capacity_of(
             psum(jnp.sum(valid), TOKENS), capacity_factor, tokens, chosen.shape[1], num_experts
         )
         queue = queue.limited(limit, jnp.sum(jnp.where(earlier, loads, 0), axis=0))
@@ -170,7 +170,7 @@ def _line_up(
     return queue._replace(longest=pmax(queue.longest, TOKENS), first=here * chosen.shape[0])
 
 
-def _lend(queue: dispatch.Queue, room: Room) -> Loans:
+def _lend(queue: queues.Queue, room: Room) -> Loans:
     """Slots of this device for its own queues; where one device must leave the room, all do."""
     loans = lend(queue.load, room)
     return loans._replace(wanted=pmax(loans.wanted, TOKENS))
@@ -198,7 +198,7 @@ def slots_of_devices(
     """Growing M, the last of which holds any routing of T tokens, at most `most` an expert."""
     count = num_experts // parts
     last = min(tokens * min(top_k, count), most * count)
-    tiers = dispatch.capacity_tiers(tokens * top_k, 1, parts)
+    tiers = queues.capacity_tiers(tokens * top_k, 1, parts)
     return (*(size for size in tiers if size < last), last)
 
 
@@ -231,7 +231,7 @@ def _through(size, experts, x, weights, queue, device, place):
         return experts(rows, numbers.at[places // count].get(mode="clip"), dot)
 
     # An expert's number among those of its device is what it leaves, as theirs follow one another.
-    here = dispatch.enqueue((numbers % count)[:, None], numbers >= 0, count)
+    here = queues.enqueue((numbers % count)[:, None], numbers >= 0, count)
     ones, most = jnp.ones((rows.shape[0], 1)), (rows.shape[0],)
     outputs = dispatch.DISPATCHERS["grouped"](numbered, rows, ones, here, most, None)
     return dispatch.combine(_swapped(outputs), plan, weights)

@@ -10,8 +10,8 @@ import pytest
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch, spread
-from moemoe_jax.nn.dispatch import capacity_tiers, enqueue
 from moemoe_jax.nn.moe import MoEConfig, MoEFeedForward
+from moemoe_jax.nn.queues import capacity_tiers, enqueue
 from moemoe_jax.nn.routing import route
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
