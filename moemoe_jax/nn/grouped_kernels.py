@@ -212,7 +212,7 @@ def _tiles(
     """
     tiles = list(itertools.product(_parts(first), _parts(second)))
     fitting = [tile for tile in tiles if held(*tile) <= ROOM]
-    return min(fitting, key=lambda tile: (traffic(*tile), held(*tile))) if fitting else min(tiles)
+    return min(fitting, key=lambda tile: (traffic(*tile), -held(*tile))) if fitting else min(tiles)
 
 
 def _parts(size: int) -> list[int]:
