@@ -137,13 +137,21 @@ def _stored(arrays: tuple[Array, ...]) -> float:
 
 def _read_of_parameter(module: Module, called: Computation, index: int) -> float:
     """Bytes that a fusion reads of its `index`-th operand: infinite for all that there are."""
-    parameter = next(
+    return _read(module, called, _parameter(called, index))
+
+
+def _parameter(called: Computation, index: int) -> str:
+    return next(
         i.name
         for i in called.instructions.values()
         if i.opcode == "parameter" and i.literal == str(index)
     )
+
+
+def _read(module: Module, called: Computation, value: str) -> float:
+    """Bytes that are read of a value within a fusion, likewise."""
     total = 0.0
-    for user, name in _users(called, parameter):
+    for user, name in _users(called, value):
         if user.opcode in _READS_PART and user.operands[0] == name:
             total += sum(array.bytes for array in user.arrays)
         elif user.opcode == "fusion":
@@ -151,9 +159,19 @@ def _read_of_parameter(module: Module, called: Computation, index: int) -> float
             for position, operand in enumerate(user.operands):
                 if operand == name:
                     total += _read_of_parameter(module, inner, position)
+                    if _is_bitcast(inner, position):
+                        total += _read(module, called, user.name)
         elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
             return math.inf
     return total
+
+
+def _is_bitcast(called: Computation, index: int) -> bool:
+    """Whether a fusion's result is its `index`-th operand, by another shape."""
+    part = called.root
+    while part.opcode == "bitcast":
+        part = called.instructions[part.operands[0]]
+    return part.name == _parameter(called, index)
 
 
 def _users(called: Computation, name: str) -> Iterator[tuple[Instruction, str]]:

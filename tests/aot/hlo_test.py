@@ -173,6 +173,28 @@ def test_batched_products_are_read_from_convolutions(line, flops):
     assert work.total_flops(Module(text)) == flops
 
 
+def test_what_a_fusion_only_reshapes_is_read_by_whom_it_is_for():
+    text = """%reshaped (r: f32[4,4]) -> f32[4,4] {
+  %r = f32[4,4]{1,0} parameter(0)
+  ROOT %same = f32[4,4]{1,0} bitcast(%r)
+}
+
+%product (x: f32[2,4], w: f32[4,4]) -> f32[2,4] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %w = f32[4,4]{1,0} parameter(1)
+  %v = f32[4,4]{1,0} fusion(%w), kind=kLoop, calls=%reshaped
+  ROOT %y = f32[2,4]{1,0} convolution(%x, %v), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[2,4], b: f32[4,4]) -> f32[2,4] {
+  %a = f32[2,4]{1,0} parameter(0)
+  %b = f32[4,4]{1,0} parameter(1)
+  ROOT %c = f32[2,4]{1,0} fusion(%a, %b), kind=kOutput, calls=%product
+}
+"""
+    assert work.hbm_bytes(Module(text)) == 4 * (2 * 4 + 4 * 4 + 2 * 4)
+
+
 def test_a_kernel_costs_what_it_says():
     text = """ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %x = f32[8,128]{1,0} parameter(0)

@@ -1,12 +1,12 @@
 """The table of dispatch back ends, as far as it needs no TPU's compiler."""
 
+import re
+
 import jax
 import pytest
 
 from benchmarks import dispatch
-from moemoe_jax.aot import work
 from moemoe_jax.aot.flops_text import mixture_rows
-from moemoe_jax.aot.hlo import Module
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn.moe import MoEConfig
 
@@ -15,12 +15,15 @@ from moemoe_jax.nn.moe import MoEConfig
 def test_kernels_say_what_the_formula_does(tokens, experts):
     config = MoEConfig(num_experts=experts, dispatch="grouped")
     trace = dispatch.traced(config, tokens, jax.devices()[0])
-    module = Module(trace.lower(lowering_platforms=("tpu",)).as_text("hlo"))
-    rows, router = mixture_rows(config, tokens, 1, 1)[0], 3 * 2 * tokens * 768 * experts
-    assert work.total_flops(module) == 9 * 2 * rows * 768 * 2048 + router
-    told = work.hbm_bytes(module)
-    # At least: all kernels in bfloat16 three times, and rows to and fro.
-    assert told > 3 * 3 * experts * 768 * 2048 * 2 + 9 * rows * (768 + 2048) * 2
+    text = trace.lower(lowering_platforms=("tpu",)).as_text("hlo")
+    rows, _ = mixture_rows(config, tokens, 1, 1)
+    told = [int(number) for number in re.findall(r"flops\W+(\d+)", text)]
+    assert told == [2 * rows * 768 * 2048] * 9
+    moved = sum(int(number) for number in re.findall(r"bytes_accessed\W+(\d+)", text))
+    # At least: all kernels in bfloat16 three times, and rows to and fro; the gradients' rows more
+    # than once, as its tiles do not hold them whole.
+    least = 3 * 3 * experts * 768 * 2048 * 2 + 9 * rows * (768 + 2048) * 2
+    assert 1.0 <= moved / least < 1.3
 
 
 def test_a_line_by_hand():
