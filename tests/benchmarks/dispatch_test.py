@@ -14,7 +14,7 @@ from moemoe_jax.nn.moe import MoEConfig
 @pytest.mark.parametrize(("tokens", "experts"), [(128, 8), (4864, 64)])
 def test_kernels_say_what_the_formula_does(tokens, experts):
     config = MoEConfig(num_experts=experts, dispatch="grouped")
-    trace = dispatch.traced(config, tokens, jax.devices()[0])
+    trace = dispatch.traced(config, tokens, jax.devices()[:1])
     text = trace.lower(lowering_platforms=("tpu",)).as_text("hlo")
     rows, _ = mixture_rows(config, tokens, 1, 1)
     told = [int(number) for number in re.findall(r"flops\W+(\d+)", text)]
@@ -31,6 +31,8 @@ def test_a_line_by_hand():
     assert dispatch.worst_rows("grouped", 128, 8) == 23 * 16
     assert dispatch.worst_rows("index", 128, 8) == 8 * 128
     assert dispatch.worst_rows("ragged", 128, 8) == 256
+    # 256 from each of two chips, for 4 experts: blocks of 64.
+    assert dispatch.worst_rows("grouped", 128, 8, 2) == 64 * (8 + 3)
     found = dispatch.Found(4864, 8, "index", 1.125, 4.0, 2**30, 2**21)
     assert found.cells() == ("4,864", "8", "index", "1.12", "4.00", "1024", "2")
     assert len(found.cells()) == len(dispatch.HEADER)

@@ -58,8 +58,8 @@ def on_mesh(sizes, function, params, *arguments):
         # tokens alike the first has not enough of them, and the other leaves its room as well.
         (MeshConfig(data=2), {}, 350, 0),
         (MeshConfig(data=2, tensor=2), {}, 350, 350),
-        # With blocks: experts at home; or elsewhere, where a device has 56 of 80 slots but all tokens
-        # of the first want the same expert; or 56 of 160, and what a capacity drops.
+        # With blocks: experts at home; or elsewhere, where a device has 56 of 80 slots but all
+        # tokens of the first want the same expert; or 56 of 160, and what a capacity drops.
         (MeshConfig(data=2, fsdp=2), {"dispatch": "grouped"}, 41, 0),
         (MeshConfig(data=2, expert=2), {"dispatch": "grouped", "top_k": 1}, 80, 80),
         (
