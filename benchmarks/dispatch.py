@@ -1,8 +1,8 @@
 r"""What each back end of `nn/dispatch.py` makes of a mixture layer on one chip of a TPU; a table.
 
     python -m benchmarks.dispatch
-    python -m benchmarks.dispatch --topology=v6e:2x2 --layers=4864x64 --dispatch=index,grouped
-    python -m benchmarks.dispatch --chips=2 --dispatch=index,grouped
+    python -m benchmarks.dispatch --topology=v6e:2x2 --layers=4864x64 --dispatch=grouped
+    python -m benchmarks.dispatch --chips=2 --dispatch=index --dispatch=grouped
 
 The layer (top 2, 768 channels, hidden 2,048, gated, bfloat16) is compiled with its gradient by
 tokens and parameters, for a chip that is not there, or several among which the experts are dealt
@@ -35,7 +35,12 @@ _LAYERS = flags.DEFINE_list(
 _STORED = flags.DEFINE_enum(
     "stored", "float32", ["float32", "bfloat16"], "What kernels, and their gradients, are."
 )
-_BACK_ENDS = flags.DEFINE_list("dispatch", ["index", "ragged", "dense", "grouped"], "Back ends.")
+_BACK_ENDS = flags.DEFINE_multi_enum(
+    "dispatch",
+    ["index", "ragged", "dense", "grouped"],
+    ["index", "ragged", "dense", "grouped"],
+    "A back end; repeat it for several.",
+)
 _EFFORT = flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
 
 
@@ -177,13 +182,18 @@ def main(argv: Sequence[str]) -> int:
     topologies.require_libtpu()
     os.environ.update(topologies.ENVIRONMENT)
     devices = topologies.devices(_TOPOLOGY.value)[: _CHIPS.value]
-    lines = [HEADER, ("---",) * len(HEADER)]
+    if len(devices) < _CHIPS.value:
+        raise UserError(f"--chips={_CHIPS.value}: {_TOPOLOGY.value} has {len(devices)}")
+    for line in (HEADER, ("---",) * len(HEADER)):
+        _print(line)
     for tokens, experts in layers:
-        lines += [
-            compiled(backend, tokens, experts, devices).cells() for backend in _BACK_ENDS.value
-        ]
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        for backend in _BACK_ENDS.value:
+            _print(compiled(backend, tokens, experts, devices).cells())
     return 0
+
+
+def _print(line: Sequence[str]) -> None:
+    print(f"| {' | '.join(line)} |", flush=True)
 
 
 if __name__ == "__main__":
