@@ -5,9 +5,12 @@ Counting is as in `flops`, which has the letters of shapes.
 
 import dataclasses
 
-from moemoe_jax.nn.dispatch import capacity, capacity_tiers
-from moemoe_jax.nn.lending import Room, room_for
+from moemoe_jax.nn.blocks import block_sizes, usual_blocks
+from moemoe_jax.nn.dispatch import choose
+from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.queues import capacity, capacity_tiers
+from moemoe_jax.nn.spread import slots_of_devices
 from moemoe_jax.nn.t5_block import T5Config
 
 
@@ -115,33 +118,42 @@ def _cross_attention(
     part.linear(2.0 * tokens * width * inner, flows or given, dense, full)
 
 
-def mixture_rows(moe: MoEConfig, tokens: int, shards: int, lends: bool = False) -> int:
+def mixture_rows(moe: MoEConfig, tokens: int, shards: int, parts: int) -> tuple[int, int]:
     """Rows that the experts compute together: the usual queues, with their empty slots.
+
+    What "auto" is depends on the mesh in use.
 
     Args:
       moe: of the layer.
       tokens: of the whole batch.
       shards: parts that it is split into.
-      lends: whether slots can be lent: the experts are not spread over devices.
+      parts: that the experts are dealt into.
+
+    Returns:
+      Those rows, and the rows that travel to where their experts are.
     """
-    size = -(-tokens // shards)
-    if moe.dispatch == "ragged":
-        return tokens * moe.top_k
-    slots = capacity_tiers(size, moe.top_k, moe.num_experts)[0]
+    size, top_k, count = -(-tokens // shards), moe.top_k, moe.num_experts
+    tiers = capacity_tiers(size, top_k, count)
     if moe.capacity_factor is not None:
-        most = int(capacity(moe.capacity_factor, tokens, moe.top_k, moe.num_experts))
-        slots = most if shards == 1 else min(slots, most)
-    if moe.dispatch == "dense":
-        slots = size
-    room = _room(moe, size) if lends else None
-    return shards * (moe.num_experts * slots if room is None else room.slots(moe.num_experts))
-
-
-def _room(moe: MoEConfig, tokens: int) -> Room | None:
-    """The room with slots to lend, where a mixture of one device's `tokens` has it."""
-    if moe.dispatch not in ("auto", "index") or moe.capacity_factor is not None:
-        return None
-    return room_for(tokens, moe.top_k, moe.num_experts)
+        most = int(capacity(moe.capacity_factor, tokens, top_k, count))
+        smaller = () if shards == 1 else tuple(tier for tier in tiers if tier < most)
+        tiers = (*smaller, min(size, most))
+    backend = choose(moe.dispatch, tiers, size)
+    if backend == "ragged":
+        return tokens * top_k, 0
+    if backend == "grouped":
+        sent, sizes = 0, (size, top_k, count, tiers[-1])
+        if parts > 1:
+            sent = parts * slots_of_devices(*sizes[:3], parts, tiers[-1])[0]
+            sizes = (sent, 1, count // parts, sent)
+        rows, blocks = block_sizes(*sizes)
+        return shards * rows * usual_blocks(blocks, sizes[2]), shards * sent
+    slots = count * (size if backend == "dense" else tiers[0])
+    if parts > 1:
+        return shards * slots, shards * slots
+    lends = backend == "index" and moe.capacity_factor is None
+    room = room_for(size, top_k, count) if lends else None
+    return shards * (slots if room is None else room.slots(count)), 0
 
 
 def _mixture(
@@ -160,7 +172,7 @@ def _mixture(
     maps = 2 if moe.noise == "learned" else 1
     part.linear(2.0 * maps * routed * text.d_model * moe.num_experts, flows, experts, again)
     batch_parts, expert_parts = parts
-    at_a_time = mixture_rows(moe, tokens // steps, batch_parts, expert_parts == 1)
+    at_a_time, _ = mixture_rows(moe, tokens // steps, batch_parts, expert_parts)
     size = 2.0 * steps * at_a_time * text.d_model * text.d_ff
     inputs = 2 if text.activation == "gated-gelu" else 1
     part.linear(inputs * size, flows, experts, again)

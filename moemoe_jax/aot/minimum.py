@@ -140,8 +140,9 @@ def _dispatch(config: ExperimentConfig, run: Run, steps: int = 1, beams: int = 1
         here, times = answers // steps, steps
         if stack != "decoder":
             here, times = data.products_per_batch * tokens[stack], 1
-        rows = times * mixture_rows(model.moe, here, parts) / parts
-        size = rows * model.text.d_model * jax.numpy.dtype(model.text.dtype).itemsize
+        _, rows = mixture_rows(model.moe, here, parts, group)
+        size = times * rows / parts * model.text.d_model
+        size *= jax.numpy.dtype(model.text.dtype).itemsize
         layers = len(model.moe_layers.of(stack, depth))
         total += layers * sent("all-to-all", size, group)
     return total

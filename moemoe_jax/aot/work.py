@@ -23,14 +23,23 @@ def total_flops(module: Module) -> float:
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> float:
-    """Operations of a `dot` or a `convolution`; 0 for anything else."""
+    """Operations of a `dot`, a `convolution` or a kernel that says its own; 0 for anything else."""
     if instruction.opcode == "dot":
         left = computation.arrays(instruction.operands[0])[0].dims
         contracted = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
         return 2.0 * instruction.arrays[0].size * math.prod(left[int(d)] for d in contracted)
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, computation)
-    return 0.0
+    return _told(instruction, "flops") or 0.0
+
+
+def _told(instruction: Instruction, what: str) -> float | None:
+    """What a kernel was said to cost, where it is one and that was said."""
+    if instruction.opcode != "custom-call":
+        return None
+    estimate = instruction.attributes.partition("cost_estimate")[2].partition("}")[0]
+    found = re.search(rf"\b{what}\W+(\d+)", estimate)
+    return float(found[1]) if found else None
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
@@ -86,7 +95,8 @@ def hbm_bytes(module: Module) -> float:
     """Bytes read from and written to the device's memory, instruction by instruction.
 
     What a fusion computes inside moves nothing, nor does what the compiler put in on-chip memory. A
-    slice of a stacked array counts as a slice, an update in place as what it writes.
+    slice of a stacked array counts as a slice, an update in place as what it writes, and a kernel
+    as what it says.
     """
     return sum(
         run.times * _traffic(module, run.instruction, run.computation)
@@ -99,6 +109,9 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or "AllocateBuffer" in instruction.attributes:
         return 0.0
+    told = _told(instruction, "bytes_accessed")
+    if told is not None:
+        return told
     operands = [computation.arrays(name) for name in instruction.operands]
     if opcode in _READS_PART:
         return 2.0 * _stored(instruction.arrays)
@@ -124,13 +137,21 @@ def _stored(arrays: tuple[Array, ...]) -> float:
 
 def _read_of_parameter(module: Module, called: Computation, index: int) -> float:
     """Bytes that a fusion reads of its `index`-th operand: infinite for all that there are."""
-    parameter = next(
+    return _read(module, called, _parameter(called, index))
+
+
+def _parameter(called: Computation, index: int) -> str:
+    return next(
         i.name
         for i in called.instructions.values()
         if i.opcode == "parameter" and i.literal == str(index)
     )
+
+
+def _read(module: Module, called: Computation, value: str) -> float:
+    """Bytes that are read of a value within a fusion, likewise."""
     total = 0.0
-    for user, name in _users(called, parameter):
+    for user, name in _users(called, value):
         if user.opcode in _READS_PART and user.operands[0] == name:
             total += sum(array.bytes for array in user.arrays)
         elif user.opcode == "fusion":
@@ -138,9 +159,19 @@ def _read_of_parameter(module: Module, called: Computation, index: int) -> float
             for position, operand in enumerate(user.operands):
                 if operand == name:
                     total += _read_of_parameter(module, inner, position)
+                    if _is_bitcast(inner, position):
+                        total += _read(module, called, user.name)
         elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
             return math.inf
     return total
+
+
+def _is_bitcast(called: Computation, index: int) -> bool:
+    """Whether a fusion's result is its `index`-th operand, by another shape."""
+    part = called.root
+    while part.opcode == "bitcast":
+        part = called.instructions[part.operands[0]]
+    return part.name == _parameter(called, index)
 
 
 def _users(called: Computation, name: str) -> Iterator[tuple[Instruction, str]]:

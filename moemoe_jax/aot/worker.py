@@ -46,7 +46,7 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
     """
     from moemoe_jax.aot import flops, minimum, programs, topologies
     from moemoe_jax.experiment import from_config_dict, from_json
-    from moemoe_jax.parallel.axes import shards
+    from moemoe_jax.parallel.axes import shards, using
     from moemoe_jax.parallel.mesh import make_mesh
     from moemoe_jax.parallel.sharding import bytes_on_device
 
@@ -61,10 +61,13 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
         lowered = lowering[name](config, run)
         compiled[name] = _compiled(lowered, request, name)
         compiled[name]["seconds"] = time.monotonic() - started
+    with using(mesh):
+        formula = flops.training_flops(config, shards("batch", mesh)).totals()
+        least = minimum.training_minimum(config, run)
     return {
         "programs": compiled,
-        "formula": flops.training_flops(config, shards("batch", mesh)).totals(),
-        "minimum": minimum.training_minimum(config, run),
+        "formula": formula,
+        "minimum": least,
         "held": {name: bytes_on_device(tree) for name, tree in run.held().items()},
         "mesh": dict(mesh.shape),
         "devices": mesh.size,

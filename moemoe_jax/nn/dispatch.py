@@ -1,13 +1,12 @@
 """Dispatch: tokens to their experts and back, by index.
 
-Each expert has a queue of C slots, filled token by token, so that a later token never evicts an
-earlier one and a decoder stays causal. Rows move by gathers alone, forwards and backwards: a
-`Plan` holds the map from slots to tokens *and* its inverse.
+Each expert has a queue (see `queues`) in C slots. Rows move by gathers alone, forwards and
+backwards: a `Plan` holds the map from slots to tokens *and* its inverse.
 
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
 smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
 tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
-factor there is one C; what does not fit is dropped, counted, and contributes zero.
+factor there is one C. On TPUs, queues lie in blocks (see `blocks`), which need no tiers.
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -20,13 +19,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from moemoe_jax.nn.lending import align, copies, lend, room_for
+from moemoe_jax.nn.blocks import block_sizes, lay_out
+from moemoe_jax.nn.grouped import grouped_dot
+from moemoe_jax.nn.lending import copies, lend, room_for
+from moemoe_jax.nn.queues import Queue, capacity, capacity_tiers, enqueue
 from moemoe_jax.nn.routing import Routing, pick
-
-TIERS = (1.25, 2.5)  # capacities below "everything", in multiples of an even load
-SMALL = 64  # up to so many tokens, choosing a tier costs more than it saves
+from moemoe_jax.parallel.axes import mesh_in_use, platform_in_use, shards
 
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 """(rows [..., in], kernel [E, in, out]) -> rows [..., out], each row by its own expert's kernel."""
@@ -36,34 +35,6 @@ Experts = Callable[[jax.Array, jax.Array, Dot], jax.Array]
 
 A row's number is that of its (token, expert), wherever the row lies: what is drawn at random for it
 follows from that."""
-
-
-class Queue(NamedTuple):
-    """Where each choice stands in the queue of its expert.
-
-    Attributes:
-      expert: int32 [T, k], the choices.
-      position: int32 [T, k], how many earlier tokens chose the same expert.
-      kept: bool [T, k], False for padding and for what is past the capacity.
-      load: int32 [E], kept choices per expert.
-      longest: int32 [], the largest load.
-      first: int32 [], the number of the first token. On many devices, `longest` and `first` are
-        with regard to the tokens of all.
-    """
-
-    expert: jax.Array
-    position: jax.Array
-    kept: jax.Array
-    load: jax.Array
-    longest: jax.Array
-    first: jax.Array
-
-    def limited(self, limit: jax.Array, before: jax.Array | int = 0) -> "Queue":
-        """Keeps the first `limit` of each queue, `before` of which stand elsewhere: int32 [E]."""
-        start = jnp.broadcast_to(before, self.load.shape)[self.expert]
-        kept = self.kept & (start + self.position < limit)
-        load = jnp.clip(limit - before, 0, self.load)
-        return self._replace(kept=kept, load=load, longest=jnp.max(load))
 
 
 class Plan(NamedTuple):
@@ -76,53 +47,6 @@ class Plan(NamedTuple):
 
     source: jax.Array
     target: jax.Array
-
-
-def capacity(factor: float, tokens: int | np.ndarray, top_k: int, num_experts: int) -> np.ndarray:
-    """Slots per expert for `tokens` tokens: factor times the even load, rounded up."""
-    slots = np.ceil(factor * top_k * np.asarray(tokens) / num_experts).astype(np.int32)
-    return np.minimum(slots, tokens)
-
-
-def capacity_tiers(tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
-    """Growing capacities, the last of which (`tokens`) holds any routing at all."""
-    if tokens <= SMALL:
-        return (tokens,)
-    sizes = (int(capacity(factor, tokens, top_k, num_experts)) for factor in TIERS)
-    aligned = {align(size) for size in sizes}
-    return (*sorted(size for size in aligned if size < tokens), tokens)
-
-
-def enqueue(
-    experts: jax.Array, valid: jax.Array, num_experts: int, capacity_factor: float | None = None
-) -> Queue:
-    """Lines the choices up, token by token; padding takes no place.
-
-    The capacity follows the number of *valid* tokens, so that padding a batch changes no drop.
-
-    Args:
-      experts: int [T, k], distinct per token.
-      valid: bool [T].
-      num_experts: E.
-      capacity_factor: slots per expert over the even load; None keeps everything.
-    """
-    tokens, top_k = experts.shape
-    chosen = jnp.sum(jax.nn.one_hot(experts, num_experts, dtype=jnp.int32), axis=1)
-    chosen = chosen * valid[:, None]
-    position = jnp.take_along_axis(jnp.cumsum(chosen, axis=0) - chosen, experts, axis=1)
-    load, kept = jnp.sum(chosen, axis=0), jnp.broadcast_to(valid[:, None], experts.shape)
-    queue = Queue(experts, position, kept, load, jnp.max(load), jnp.int32(0))
-    if capacity_factor is None:
-        return queue
-    return queue.limited(capacity_of(jnp.sum(valid), capacity_factor, tokens, top_k, num_experts))
-
-
-def capacity_of(
-    count: jax.Array, factor: float, tokens: int, top_k: int, num_experts: int
-) -> jax.Array:
-    """`capacity` for an int32 [] number of tokens that is known at run time, at most `tokens`."""
-    limits = capacity(factor, np.arange(tokens + 1), top_k, num_experts)
-    return jnp.asarray(limits)[count]
 
 
 def make_plan(slot: jax.Array, slots: int) -> Plan:
@@ -167,11 +91,11 @@ def dispatch(x: jax.Array, queue: Queue, slots_per_expert: int) -> tuple[jax.Arr
     """
     num_experts = queue.load.shape[0]
     slot = queue.expert * slots_per_expert + queue.position
-    inputs, plan = _fill(x, queue, slot, num_experts * slots_per_expert)
+    inputs, plan = fill(x, queue, slot, num_experts * slots_per_expert)
     return inputs.reshape(num_experts, slots_per_expert, -1), plan
 
 
-def _fill(x: jax.Array, queue: Queue, slot: jax.Array, slots: int) -> tuple[jax.Array, Plan]:
+def fill(x: jax.Array, queue: Queue, slot: jax.Array, slots: int) -> tuple[jax.Array, Plan]:
     """Brings tokens [T, D] to int [T, k] `slot`, where they are kept: [slots, D] and the plan."""
     plan = make_plan(jnp.where(queue.kept, slot, slots), slots)
     return take(x, plan.source // slot.shape[1], plan.target), plan
@@ -231,7 +155,7 @@ def _in_room(loans, experts, x, weights, queue):
     past = queue.position - room.own
     lent = own + loans.first[queue.expert] * room.size + past
     slot = jnp.where(past < 0, queue.expert * room.own + queue.position, lent)
-    rows, plan = _fill(x, queue, slot, room.slots(count))
+    rows, plan = fill(x, queue, slot, room.slots(count))
     tokens = plan.source // weights.shape[1]
 
     def run(part, whose, dot):
@@ -282,25 +206,46 @@ def _ragged(experts, x, weights, queue, tiers, loans):
     return combine(experts(rows, numbers, dot), plan, weights)
 
 
+def _grouped(experts, x, weights, queue, tiers, loans):
+    """Lays the queues out in blocks, with a product that passes over those that are empty."""
+    del loans
+    top_k, count = weights.shape[1], queue.load.shape[0]
+    size, blocks = block_sizes(x.shape[0], top_k, count, tiers[-1])
+    layout, first = lay_out(queue.load, blocks, size)
+    slot = first[queue.expert] * size + queue.position
+    rows, plan = fill(x, queue, slot, blocks * size)
+    shape = (blocks, size)
+    numbers = _numbers(queue, (plan.source // top_k).reshape(shape), layout.owner)
+
+    def dot(rows, kernel):
+        return grouped_dot(rows, kernel, layout)
+
+    return combine(experts(rows.reshape(*shape, -1), numbers, dot), plan, weights)
+
+
 DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
     "index": _index,
     "dense": _dense,
     "ragged": _ragged,
+    "grouped": _grouped,
 }
 
 
 def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
-    """Resolves "auto": "index", unless "dense" computes no more.
+    """Resolves "auto", for the devices in use: the back end that docs/roofline.md finds best.
 
-    On a CPU "ragged" takes several times as long, as `ragged_dot` there is a loop. For a TPU its
-    forward pass is compiled to a kernel without empty slots, but the gradient of the experts'
-    kernels to products of all experts with all rows: with 8 experts, 3.3 times the operations that
-    are needed, where "index" has 1.13 to 1.25 (docs/roofline.md). It sends no rows between devices
-    either: ask for it.
+    "dense" where it computes no more than the others. Else "grouped" on TPUs, whose compiler has a
+    kernel for it, unless experts are in parts on several devices; and "index" everywhere else. On a
+    CPU "ragged" takes several times as long, as `ragged_dot` there is a loop; on a TPU its gradient
+    by the kernels multiplies all rows with all experts.
     """
     if backend != "auto":
         return backend
-    return "dense" if tiers == (tokens,) else "index"
+    if tiers == (tokens,):
+        return "dense"
+    mesh = mesh_in_use()
+    whole = mesh is None or shards("expert", mesh) * shards("mlp", mesh) == 1
+    return "grouped" if whole and platform_in_use() == "tpu" else "index"
 
 
 def mix(
@@ -320,7 +265,7 @@ def mix(
       routing: of those tokens.
       valid: bool [T]; padding takes no slot and comes back as zeros.
       capacity_factor: slots per expert over the even load; None drops nothing.
-      backend: a name in `DISPATCHERS`, or "auto": "index", unless "dense" computes no more.
+      backend: a name in `DISPATCHERS`, or "auto" (see `choose`).
 
     Returns:
       [T, D], and which choices were kept, bool [T, k].

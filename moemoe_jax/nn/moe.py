@@ -37,7 +37,7 @@ class MoEConfig:
         all tokens of a row share their experts.
       router_std: standard deviation of the router's initial weights; never zero, or all experts
         tie and receive the same tokens.
-      dispatch: "auto", "index", "dense" or "ragged".
+      dispatch: "auto", "index", "dense", "ragged" or "grouped".
     """
 
     num_experts: int = 4

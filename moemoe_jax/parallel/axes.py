@@ -88,6 +88,16 @@ def mesh_in_use() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform_in_use() -> str:
+    """What the computation that is traced will run on: "cpu", "gpu" or "tpu".
+
+    The devices of the mesh in use say it, which may be of a machine that is not here. Without one,
+    or with a mesh that was planned without devices, it is what this machine has.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Has an activation lie as the table says; the same numbers, wherever they are.
 

@@ -7,8 +7,10 @@ import pytest
 
 from configs import paper
 from moemoe_jax.aot import flops, programs, work
+from moemoe_jax.aot.flops_text import mixture_rows
 from moemoe_jax.aot.hlo import Module
 from moemoe_jax.experiment import from_config_dict
+from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.parallel.mesh import make_mesh
 from tests.launch import tiny
 
@@ -86,6 +88,26 @@ def test_the_formula_of_answers_is_what_is_lowered(trained, path, beams):
     formula = flops.answering_flops(config).totals()
     assert work.total_flops(Module(text)) == pytest.approx(formula["total"], rel=1e-4)
     assert formula["model"] == sum(p.forward for p in flops.answering_flops(config).parts.values())
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "shards", "parts", "rows", "sent"),
+    [
+        # 512 tokens, top 2 of 8. A mean queue of 128, with 136 slots of its own and 4 x 64 to lend.
+        ("index", 1, 1, 8 * 136 + 4 * 64, 0),
+        ("index", 4, 1, 4 * 8 * 40, 0),  # 32 on a device: 1.25 times that
+        ("index", 4, 2, 4 * 8 * 40, 4 * 8 * 40),
+        ("ragged", 1, 1, 1024, 0),
+        # Blocks of 64: 1024 / 64 and half of one for each expert but one.
+        ("grouped", 1, 1, 64 * (16 + 7 - 4), 0),
+        ("grouped", 4, 1, 4 * 16 * (16 + 7 - 4), 0),
+        # A device sends 1.25 x 256 / 2 to each of two. What they send is divided among 4 experts.
+        ("grouped", 4, 2, 4 * 32 * (10 + 3 - 2), 4 * 2 * 160),
+    ],
+)
+def test_rows_of_a_mixture_by_hand(dispatch, shards, parts, rows, sent):
+    config = MoEConfig(num_experts=8, top_k=2, dispatch=dispatch)
+    assert mixture_rows(config, 512, shards, parts) == (rows, sent)
 
 
 @pytest.mark.slow

@@ -173,6 +173,39 @@ def test_batched_products_are_read_from_convolutions(line, flops):
     assert work.total_flops(Module(text)) == flops
 
 
+def test_what_a_fusion_only_reshapes_is_read_by_whom_it_is_for():
+    text = """%reshaped (r: f32[4,4]) -> f32[4,4] {
+  %r = f32[4,4]{1,0} parameter(0)
+  ROOT %same = f32[4,4]{1,0} bitcast(%r)
+}
+
+%product (x: f32[2,4], w: f32[4,4]) -> f32[2,4] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %w = f32[4,4]{1,0} parameter(1)
+  %v = f32[4,4]{1,0} fusion(%w), kind=kLoop, calls=%reshaped
+  ROOT %y = f32[2,4]{1,0} convolution(%x, %v), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[2,4], b: f32[4,4]) -> f32[2,4] {
+  %a = f32[2,4]{1,0} parameter(0)
+  %b = f32[4,4]{1,0} parameter(1)
+  ROOT %c = f32[2,4]{1,0} fusion(%a, %b), kind=kOutput, calls=%product
+}
+"""
+    assert work.hbm_bytes(Module(text)) == 4 * (2 * 4 + 4 * 4 + 2 * 4)
+
+
+def test_a_kernel_costs_what_it_says():
+    text = """ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %told = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUgFN","cost_estimate":{"flops":"1200","transcendentals":"0","bytes_accessed":"70"},"needs_layout_passes":true}}
+  ROOT %silent = f32[8,128]{1,0} custom-call(%told), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"flops"}}
+}
+"""
+    assert work.total_flops(Module(text)) == 1200
+    assert work.hbm_bytes(Module(text)) == 70 + 2 * 8 * 128 * 4  # or else what goes in and out
+
+
 def test_traffic_counts_slices_as_slices_and_nothing_on_chip():
     text = """%inner (a: f32[10,8], b: f32[1,8], i: s32[]) -> f32[10,8] {
   %a = f32[10,8]{1,0} parameter(0)

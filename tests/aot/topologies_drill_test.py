@@ -74,6 +74,25 @@ def test_experts_alone_cost_no_more_than_they_need(tmp_path):
     assert 0 <= spare <= 64 and held["frozen parameters"] > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--config.mesh.expert=1", "--config.mesh.fsdp=4"),
+        ("--config.model.moe.dispatch=grouped",),
+    ],
+    ids=["auto", "experts dealt out"],
+)
+def test_experts_multiply_with_a_kernel_that_says_what_the_formula_does(tmp_path, options):
+    # 128 tokens a chip: up to 64, "auto" is "dense".
+    options = (*options, "--products_per_chip=16", f"--hlo={tmp_path}")
+    found = programs_on(["v5e:2x2"], tmp_path, *options)
+    text = next(tmp_path.glob("*.hlo.txt")).read_text()
+    assert all(f"/{name}/pallas_call" in text for name in ("grouped", "grouped_collect"))
+    (entry,) = json.loads((tmp_path / "found.json").read_text())
+    work = found["v5e:2x2"]["flops"] * entry["devices"]
+    assert work == pytest.approx(entry["formula"]["total"], rel=0.05)
+
+
 def test_too_large_a_batch_is_a_row_and_a_status(tmp_path):
     sizes = ("--config.data.image_size=32", "--config.data.text_length=64")
     done = check("--products_per_chip=200000", "--topology=v5e:2x2", *sizes)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from moemoe_jax.nn import dispatch
-from moemoe_jax.nn.dispatch import DISPATCHERS, capacity_tiers, combine, enqueue, mix
+from moemoe_jax.nn.dispatch import DISPATCHERS, choose, combine, mix
+from moemoe_jax.nn.queues import capacity_tiers, enqueue
 from moemoe_jax.nn.routing import route
+from moemoe_jax.parallel.axes import using
+from moemoe_jax.parallel.mesh import AXES
 
 D, F, E, K = 5, 7, 8, 2
 
@@ -81,25 +84,8 @@ def test_queue_and_plan_by_hand():
     chex.assert_trees_all_close(y[:, 0], jnp.array([5.5, 0.0, 110.0, 16.5]))
 
 
-def test_capacity_drops_the_last_tokens_by_hand():
-    # Three valid tokens, one choice each, two experts: ceil(1.0 * 3 / 2) = 2 slots. All want 0.
-    chosen, valid = jnp.zeros((4, 1), jnp.int32), jnp.array([True, True, False, True])
-    queue = enqueue(chosen, valid, 2, 1.0)
-    chex.assert_trees_all_equal(queue.kept[:, 0], jnp.array([True, True, False, False]))
-    chex.assert_trees_all_equal(queue.load, jnp.array([2, 0]))
-
-
-def test_tiers():
-    # 2 * 128 / 8 = 32 choices per expert: 1.25 x 32 = 40, 2.5 x 32 = 80, and everything.
-    assert capacity_tiers(128, 2, 8) == (40, 80, 128)
-    # 2.5 x 64 = 160 holds more than everything.
-    assert capacity_tiers(128, 2, 4) == (80, 128)
-    assert capacity_tiers(64, 2, 8) == (64,)
-    assert capacity_tiers(100, 1, 1) == (100,)
-
-
 def test_every_back_end_is_exercised_here():
-    assert set(DISPATCHERS) == {"index", "dense", "ragged"}
+    assert set(DISPATCHERS) == {"index", "dense", "ragged", "grouped"}
 
 
 @pytest.mark.parametrize("backend", ["auto", *DISPATCHERS])
@@ -213,6 +199,25 @@ def test_nothing_but_padding_is_zero_with_zero_gradients(backend, tokens):
     outputs, gradients = value_and_grad(params, x, jnp.zeros(tokens, bool), backend=backend)
     zeros = jax.tree.map(jnp.zeros_like, (outputs, gradients))
     chex.assert_trees_all_equal((outputs, gradients), zeros)
+
+
+def on_tpus(*sizes):
+    """A mesh of TPUs."""
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    return using(jax.sharding.AbstractMesh(sizes, AXES, abstract_device=device))
+
+
+def test_auto_follows_the_devices_that_a_program_is_for():
+    assert choose("auto", (40, 80, 128), 128) == "index"
+    for sizes, best in (
+        ((4, 2, 1, 1), "grouped"),
+        ((4, 2, 2, 1), "index"),  # experts on several devices
+        ((4, 2, 1, 2), "index"),  # parts of experts
+    ):
+        with on_tpus(*sizes):
+            assert choose("auto", (40, 80, 128), 128) == best
+            assert choose("auto", (64,), 64) == "dense"
+            assert choose("ragged", (40, 80, 128), 128) == "ragged"
 
 
 def test_an_unknown_back_end_is_refused():

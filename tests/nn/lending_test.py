@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moemoe_jax.nn import dispatch
+from moemoe_jax.nn import dispatch, queues
 from moemoe_jax.nn.lending import Loans, Room, copies, lend, room_for
 from moemoe_jax.nn.routing import Routing
 
@@ -88,7 +88,7 @@ def outcome(backend, extra):
 @pytest.mark.parametrize(("extra", "fits"), [(0, True), (80, True), (512, False)])
 def test_longer_queues_go_on_in_what_is_lent_and_equal_the_oracle(extra, fits):
     chosen, valid = crowded(extra)
-    loans: Loans = lend(dispatch.enqueue(chosen, valid, E).load, ROOM)
+    loans: Loans = lend(queues.enqueue(chosen, valid, E).load, ROOM)
     assert (loans.wanted <= ROOM.blocks) == fits
     assert (loans.wanted > 0) == (extra > 0)
     found, expected = outcome("index", extra)[0], outcome("dense", extra)[0]
@@ -99,5 +99,5 @@ def test_what_is_kept_for_the_backward_pass_is_of_the_room_alone():
     _, backward = outcome("index", 0)[1]()
     shapes = {leaf.shape for leaf in jax.tree.leaves(backward)}
     assert any(shape[:2] == (E, ROOM.own) for shape in shapes)
-    tiers = dispatch.capacity_tiers(T, K, E)
+    tiers = queues.capacity_tiers(T, K, E)
     assert not any(shape[:2] == (E, size) for shape in shapes for size in tiers)

@@ -10,8 +10,8 @@ import pytest
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch, spread
-from moemoe_jax.nn.dispatch import capacity_tiers, enqueue
 from moemoe_jax.nn.moe import MoEConfig, MoEFeedForward
+from moemoe_jax.nn.queues import capacity_tiers, enqueue
 from moemoe_jax.nn.routing import route
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -58,6 +58,16 @@ def on_mesh(sizes, function, params, *arguments):
         # tokens alike the first has not enough of them, and the other leaves its room as well.
         (MeshConfig(data=2), {}, 350, 0),
         (MeshConfig(data=2, tensor=2), {}, 350, 350),
+        # With blocks: experts at home; or elsewhere, where a device has 56 of 80 slots but all
+        # tokens of the first want the same expert; or 56 of 160, and what a capacity drops.
+        (MeshConfig(data=2, fsdp=2), {"dispatch": "grouped"}, 41, 0),
+        (MeshConfig(data=2, expert=2), {"dispatch": "grouped", "top_k": 1}, 80, 80),
+        (
+            MeshConfig(data=1, expert=4),
+            {"dispatch": "grouped", "capacity_factor": 0.7, "noise": "jitter"},
+            80,
+            0,
+        ),
     ],
 )
 def test_a_layer_on_many_devices_equals_one_in_value_and_gradient(sizes, options, length, alike):
@@ -154,16 +164,20 @@ def test_what_a_capacity_drops_is_what_one_device_drops():
     assert float(dispatch.dropped(kept, valid)) == pytest.approx(8 / 11)
 
 
+DEALT, CUT = MeshConfig(data=2, expert=4), MeshConfig(data=4, tensor=2)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("sizes", "options", "message"),
     [
-        ({"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture layer"),
-        ({"dispatch": "ragged"}, "dispatch is ragged, which sends no rows .* set model.moe.disp"),
+        (DEALT, {"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture la"),
+        (DEALT, {"dispatch": "ragged"}, "is ragged, which sends no rows .* set model.moe.dispatch"),
+        (CUT, {"dispatch": "grouped"}, "multiplies with whole kernels, but mesh.tensor is 2; set"),
     ],
 )
-def test_experts_that_cannot_be_dealt_out_are_refused_in_one_line(options, message):
+def test_experts_that_cannot_be_dealt_out_are_refused_in_one_line(sizes, options, message):
     function, params = layer(MoEConfig(**{"num_experts": 8} | options))
-    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    mesh = make_mesh(sizes)
     with using(mesh), pytest.raises(UserError, match=message) as error:
         jax.eval_shape(function, params, jnp.ones((8, 3, D)), jnp.ones((8, 3), bool))
     assert "\n" not in str(error.value)

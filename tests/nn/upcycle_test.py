@@ -21,7 +21,7 @@ def upcycled(config, activation, **kwargs):
 
 
 @pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
-@pytest.mark.parametrize("back_end", ["auto", "index", "dense", "ragged"])
+@pytest.mark.parametrize("back_end", ["auto", "index", "dense", "ragged", "grouped"])
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 2), (3, 1)])
 def test_right_after_upcycling_the_mixture_equals_the_dense_block(
     activation, back_end, experts, top_k

@@ -1,0 +1,200 @@
+r"""What each back end of `nn/dispatch.py` makes of a mixture layer on one chip of a TPU; a table.
+
+    python -m benchmarks.dispatch
+    python -m benchmarks.dispatch --topology=v6e:2x2 --layers=4864x64 --dispatch=grouped
+    python -m benchmarks.dispatch --chips=2 --dispatch=index --dispatch=grouped
+
+The layer (top 2, 768 channels, hidden 2,048, gated, bfloat16) is compiled with its gradient by
+tokens and parameters, for a chip that is not there, or several among which the experts are dealt
+out; nothing is measured. That needs libtpu. docs/roofline.md says more.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from launch import common
+from moemoe_jax.aot import topologies
+from moemoe_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+_TOP_K, _WIDTH, _HIDDEN = 2, 768, 2048
+_PRODUCTS = 3 * 3  # forward, by rows and by kernels; wi_0, wi_1 and wo
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "chip:shape, whose first chips are taken.")
+_CHIPS = flags.DEFINE_integer("chips", 1, "Chips that the experts are dealt out among.", 1)
+_LAYERS = flags.DEFINE_list(
+    "layers", ["128x8", "4864x8", "4864x64"], "Tokens of a chip and experts of each layer."
+)
+_STORED = flags.DEFINE_enum(
+    "stored", "float32", ["float32", "bfloat16"], "What kernels, and their gradients, are."
+)
+_BACK_ENDS = flags.DEFINE_multi_enum(
+    "dispatch",
+    ["index", "ragged", "dense", "grouped"],
+    ["index", "ragged", "dense", "grouped"],
+    "A back end; repeat it for several.",
+)
+_EFFORT = flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One layer as it was compiled, by one back end; all of one chip.
+
+    Attributes:
+      tokens: T.
+      experts: E.
+      backend: its name.
+      usual: operations of the usual routing, over those that the chosen experts need.
+      most: the same of the worst routing there is.
+      traffic: bytes to and from the HBM, in the usual one.
+      temporaries: bytes.
+    """
+
+    tokens: int
+    experts: int
+    backend: str
+    usual: float
+    most: float
+    traffic: float
+    temporaries: float
+
+    def cells(self) -> tuple[str, ...]:
+        """A line of the table."""
+        sizes = (f"{size / 2**20:.0f}" for size in (self.traffic, self.temporaries))
+        shape = (f"{self.tokens:,}", str(self.experts), self.backend)
+        return *shape, f"{self.usual:.2f}", f"{self.most:.2f}", *sizes
+
+
+HEADER = ("tokens", "experts", "dispatch", "operations over those needed", "worst routing")
+HEADER += ("memory traffic, MiB", "temporaries, MiB")
+
+
+def layer_of(name: str) -> tuple[int, int]:
+    """Tokens and experts of a layer such as 4864x8.
+
+    Raises:
+      UserError: for a name of another form.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if not found or int(found[2]) < _TOP_K:
+        raise UserError(f"--layers={name}: write tokens x experts, such as 4864x8")
+    return int(found[1]), int(found[2])
+
+
+def worst_rows(backend: str, tokens: int, experts: int, chips: int = 1) -> int:
+    """Rows that a chip's experts compute together with the routing that needs the most of them."""
+    from moemoe_jax.nn.blocks import block_sizes
+    from moemoe_jax.nn.spread import slots_of_devices
+
+    if backend == "ragged":
+        return tokens * _TOP_K
+    if backend != "grouped":
+        return tokens * experts
+    sizes = (tokens, _TOP_K, experts, tokens)
+    if chips > 1:
+        come = chips * slots_of_devices(tokens, _TOP_K, experts, chips, tokens)[-1]
+        sizes = (come, 1, experts // chips, come)
+    rows, blocks = block_sizes(*sizes)
+    return rows * blocks
+
+
+def compiled(backend: str, tokens: int, experts: int, devices: "Sequence[jax.Device]") -> Found:
+    """Compiles a layer with its gradient for devices, and reads the program of one."""
+    from moemoe_jax.aot import work
+    from moemoe_jax.aot.flops_text import mixture_rows
+    from moemoe_jax.aot.hlo import Module
+    from moemoe_jax.nn.moe import MoEConfig
+
+    config = MoEConfig(num_experts=experts, top_k=_TOP_K, dispatch=backend)
+    options = {"exec_time_optimization_effort": _EFFORT.value}
+    lowered = traced(config, tokens, devices, _STORED.value).lower()
+    program = lowered.compile(compiler_options=options)
+    module = Module(program.as_text())
+    a_row = 2.0 * _PRODUCTS * _WIDTH * _HIDDEN
+    router = 2.0 * 3 * tokens * _WIDTH * experts
+    counted = (work.total_flops(module) - router) / a_row
+    chips = len(devices)
+    usual = mixture_rows(config, tokens * chips, chips, chips)[0] / chips
+    needed = tokens * _TOP_K
+    worst = counted / usual * worst_rows(backend, tokens, experts, chips)
+    return Found(
+        tokens,
+        experts,
+        backend,
+        counted / needed,
+        worst / needed,
+        work.hbm_bytes(module),
+        program.memory_analysis().temp_size_in_bytes,
+    )
+
+
+def traced(
+    config, tokens: int, devices: "Sequence[jax.Device]", stored: str = "float32"
+) -> "jax.stages.Traced":
+    """The layer's output and its gradient by each device's tokens and by parameters."""
+    from flax import nnx
+    import jax
+    import jax.numpy as jnp
+
+    from moemoe_jax.nn.moe import MoEFeedForward
+    from moemoe_jax.parallel.axes import using
+    from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
+    from moemoe_jax.parallel.sharding import batch_sharding, param_shardings
+
+    def make():
+        kinds = {"dtype": "bfloat16", "rngs": nnx.Rngs(0)}
+        return MoEFeedForward(config, _WIDTH, _HIDDEN, "gated-gelu", **kinds)
+
+    graph, params = nnx.split(nnx.eval_shape(make))
+    mesh = make_mesh(MeshConfig(data=1, expert=len(devices)), devices)
+
+    def placed(leaf, place):
+        dtype = stored if leaf.ndim == 3 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place)
+
+    def gradient(params, x, along):
+        def run(params, x):
+            return nnx.merge(graph, params)(x, jnp.ones(x.shape[:-1], bool))[0]
+
+        with using(mesh):
+            output, pull = jax.vjp(run, params, x)
+            return output, pull(along)
+
+    shape, rows = (len(devices), tokens, _WIDTH), batch_sharding(mesh)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
+    places = param_shardings(params, mesh)
+    params = jax.tree.map(placed, params, places)
+    return jax.jit(gradient, out_shardings=(rows, (places, rows))).trace(params, x, x)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles all and prints the table."""
+    del argv
+    layers = [layer_of(name) for name in _LAYERS.value]
+    topologies.require_libtpu()
+    os.environ.update(topologies.ENVIRONMENT)
+    devices = topologies.devices(_TOPOLOGY.value)[: _CHIPS.value]
+    if len(devices) < _CHIPS.value:
+        raise UserError(f"--chips={_CHIPS.value}: {_TOPOLOGY.value} has {len(devices)}")
+    for line in (HEADER, ("---",) * len(HEADER)):
+        _print(line)
+    for tokens, experts in layers:
+        for backend in _BACK_ENDS.value:
+            _print(compiled(backend, tokens, experts, devices).cells())
+    return 0
+
+
+def _print(line: Sequence[str]) -> None:
+    print(f"| {' | '.join(line)} |", flush=True)
+
+
+if __name__ == "__main__":
+    common.run(main)

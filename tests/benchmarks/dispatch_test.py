@@ -1,0 +1,45 @@
+"""The table of dispatch back ends, as far as it needs no TPU's compiler."""
+
+import re
+
+import jax
+import pytest
+
+from benchmarks import dispatch
+from moemoe_jax.aot.flops_text import mixture_rows
+from moemoe_jax.errors import UserError
+from moemoe_jax.nn.moe import MoEConfig
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(128, 8), (4864, 64)])
+def test_kernels_say_what_the_formula_does(tokens, experts):
+    config = MoEConfig(num_experts=experts, dispatch="grouped")
+    trace = dispatch.traced(config, tokens, jax.devices()[:1])
+    text = trace.lower(lowering_platforms=("tpu",)).as_text("hlo")
+    rows, _ = mixture_rows(config, tokens, 1, 1)
+    told = [int(number) for number in re.findall(r"flops\W+(\d+)", text)]
+    assert told == [2 * rows * 768 * 2048] * 9
+    moved = sum(int(number) for number in re.findall(r"bytes_accessed\W+(\d+)", text))
+    # At least: all kernels in bfloat16 three times, and rows to and fro; the gradients' rows more
+    # than once, as its tiles do not hold them whole.
+    least = 3 * 3 * experts * 768 * 2048 * 2 + 9 * rows * (768 + 2048) * 2
+    assert 1.0 <= moved / least < 1.3
+
+
+def test_a_line_by_hand():
+    # 128 tokens with two choices: in the worst case, 23 blocks of 16 rows; or all in all queues.
+    assert dispatch.worst_rows("grouped", 128, 8) == 23 * 16
+    assert dispatch.worst_rows("index", 128, 8) == 8 * 128
+    assert dispatch.worst_rows("ragged", 128, 8) == 256
+    # 256 from each of two chips, for 4 experts: blocks of 64.
+    assert dispatch.worst_rows("grouped", 128, 8, 2) == 64 * (8 + 3)
+    found = dispatch.Found(4864, 8, "index", 1.125, 4.0, 2**30, 2**21)
+    assert found.cells() == ("4,864", "8", "index", "1.12", "4.00", "1024", "2")
+    assert len(found.cells()) == len(dispatch.HEADER)
+
+
+@pytest.mark.parametrize("name", ["128", "128x", "0x8", "128x1"])
+def test_a_layer_in_another_form_is_refused(name):
+    assert dispatch.layer_of("4864x64") == (4864, 64)
+    with pytest.raises(UserError, match=f"--layers={name}: write tokens x experts"):
+        dispatch.layer_of(name)
