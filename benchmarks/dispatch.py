@@ -3,16 +3,20 @@ r"""What each back end of `nn/dispatch.py` makes of a mixture layer on one chip 
     python -m benchmarks.dispatch
     python -m benchmarks.dispatch --topology=v6e:2x2 --layers=4864x64 --dispatch=grouped
     python -m benchmarks.dispatch --chips=2 --dispatch=index --dispatch=grouped
+    python -m benchmarks.dispatch --here --layers=1520x8,16384x8
 
 The layer (top 2, 768 channels, hidden 2,048, gated, bfloat16) is compiled with its gradient by
 tokens and parameters, for a chip that is not there, or several among which the experts are dealt
-out; nothing is measured. That needs libtpu. docs/roofline.md says more.
+out; nothing is measured. That needs libtpu. With --here it is run on this machine's first device
+instead, and timed beside the dense block of as many operations. docs/roofline.md says more.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import os
 import re
+import statistics
+import time
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -24,7 +28,10 @@ from moemoe_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
+    from moemoe_jax.nn.moe import MoEConfig
+
 _TOP_K, _WIDTH, _HIDDEN = 2, 768, 2048
+_RUNS = 20
 _PRODUCTS = 3 * 3  # forward, by rows and by kernels; wi_0, wi_1 and wo
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "chip:shape, whose first chips are taken.")
@@ -41,6 +48,7 @@ _BACK_ENDS = flags.DEFINE_multi_enum(
     ["index", "ragged", "dense", "grouped"],
     "A back end; repeat it for several.",
 )
+_HERE = flags.DEFINE_bool("here", False, "Run and time it on this machine's first device.")
 _EFFORT = flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
 
 
@@ -115,8 +123,8 @@ def compiled(backend: str, tokens: int, experts: int, devices: "Sequence[jax.Dev
 
     config = MoEConfig(num_experts=experts, top_k=_TOP_K, dispatch=backend)
     options = {"exec_time_optimization_effort": _EFFORT.value}
-    lowered = traced(config, tokens, devices, _STORED.value).lower()
-    program = lowered.compile(compiler_options=options)
+    function, arguments = layer(config, tokens, devices, _STORED.value)
+    program = function.lower(*arguments).compile(compiler_options=options)
     module = Module(program.as_text())
     a_row = 2.0 * _PRODUCTS * _WIDTH * _HIDDEN
     router = 2.0 * 3 * tokens * _WIDTH * experts
@@ -136,14 +144,28 @@ def compiled(backend: str, tokens: int, experts: int, devices: "Sequence[jax.Dev
     )
 
 
-def traced(
-    config, tokens: int, devices: "Sequence[jax.Device]", stored: str = "float32"
-) -> "jax.stages.Traced":
-    """The layer's output and its gradient by each device's tokens and by parameters."""
+def layer(
+    config: "MoEConfig | None",
+    tokens: int,
+    devices: "Sequence[jax.Device]",
+    stored: str = "float32",
+) -> "tuple[jax.stages.Wrapped, tuple]":
+    """The layer's output and its gradient by each device's tokens and by parameters.
+
+    Args:
+      config: how to route; None is the dense block of as many operations a token.
+      tokens: of a device.
+      devices: among which experts are dealt out.
+      stored: dtype of the kernels.
+
+    Returns:
+      A function of (parameters, tokens, gradient by the output), and their shapes and places.
+    """
     from flax import nnx
     import jax
     import jax.numpy as jnp
 
+    from moemoe_jax.nn.feed_forward import FeedForward
     from moemoe_jax.nn.moe import MoEFeedForward
     from moemoe_jax.parallel.axes import using
     from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -151,6 +173,8 @@ def traced(
 
     def make():
         kinds = {"dtype": "bfloat16", "rngs": nnx.Rngs(0)}
+        if config is None:
+            return FeedForward(_WIDTH, _TOP_K * _HIDDEN, "gated-gelu", **kinds)
         return MoEFeedForward(config, _WIDTH, _HIDDEN, "gated-gelu", **kinds)
 
     graph, params = nnx.split(nnx.eval_shape(make))
@@ -162,7 +186,8 @@ def traced(
 
     def gradient(params, x, along):
         def run(params, x):
-            return nnx.merge(graph, params)(x, jnp.ones(x.shape[:-1], bool))[0]
+            block = nnx.merge(graph, params)
+            return block(x) if config is None else block(x, jnp.ones(x.shape[:-1], bool))[0]
 
         with using(mesh):
             output, pull = jax.vjp(run, params, x)
@@ -172,13 +197,16 @@ def traced(
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
     places = param_shardings(params, mesh)
     params = jax.tree.map(placed, params, places)
-    return jax.jit(gradient, out_shardings=(rows, (places, rows))).trace(params, x, x)
+    return jax.jit(gradient, out_shardings=(rows, (places, rows))), (params, x, x)
 
 
 def main(argv: Sequence[str]) -> int:
     """Compiles all and prints the table."""
     del argv
     layers = [layer_of(name) for name in _LAYERS.value]
+    if _HERE.value:
+        time_here(layers, _BACK_ENDS.value, _STORED.value)
+        return 0
     topologies.require_libtpu()
     os.environ.update(topologies.ENVIRONMENT)
     devices = topologies.devices(_TOPOLOGY.value)[: _CHIPS.value]
@@ -190,6 +218,45 @@ def main(argv: Sequence[str]) -> int:
         for backend in _BACK_ENDS.value:
             _print(compiled(backend, tokens, experts, devices).cells())
     return 0
+
+
+def time_here(layers: Sequence[tuple[int, int]], backends: Sequence[str], stored: str) -> None:
+    """Runs layers of (tokens, experts) on this machine's first device and prints a table."""
+    import jax
+
+    from moemoe_jax.nn.moe import MoEConfig
+
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, jax {jax.__version__}, medians of {_RUNS}", flush=True)
+    for line in (("tokens", "experts", "dispatch", "ms"), ("---",) * 4):
+        _print(line)
+    for tokens, experts in layers:
+        kinds = {name: MoEConfig(experts, _TOP_K, dispatch=name) for name in backends}
+        for name, config in {"dense block": None, **kinds}.items():
+            took = milliseconds(config, tokens, device, stored)
+            count = "" if config is None else str(experts)
+            _print((f"{tokens:,}", count, name, f"{took:.3g}"))
+
+
+def milliseconds(
+    config: "MoEConfig | None", tokens: int, device: "jax.Device", stored: str
+) -> float:
+    """The layer with its gradient on random tokens; None is the dense block of top-k times F."""
+    import jax
+
+    run, arguments = layer(config, tokens, [device], stored)
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(arguments))))
+
+    def draw(leaf):
+        values = jax.random.normal(next(keys), leaf.shape, leaf.dtype) * leaf.shape[-2] ** -0.5
+        return jax.device_put(values, leaf.sharding)
+
+    arguments, costs = jax.tree.map(draw, arguments), []
+    for _ in range(_RUNS + 1):  # the first compiles
+        begun = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        costs.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(costs[1:])
 
 
 def _print(line: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from moemoe_jax.nn.moe import MoEConfig
 @pytest.mark.parametrize(("tokens", "experts"), [(128, 8), (4864, 64)])
 def test_kernels_say_what_the_formula_does(tokens, experts):
     config = MoEConfig(num_experts=experts, dispatch="grouped")
-    trace = dispatch.traced(config, tokens, jax.devices()[:1])
-    text = trace.lower(lowering_platforms=("tpu",)).as_text("hlo")
+    function, arguments = dispatch.layer(config, tokens, jax.devices()[:1])
+    text = function.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text("hlo")
     rows, _ = mixture_rows(config, tokens, 1, 1)
     told = [int(number) for number in re.findall(r"flops\W+(\d+)", text)]
     assert told == [2 * rows * 768 * 2048] * 9
@@ -43,3 +43,14 @@ def test_a_layer_in_another_form_is_refused(name):
     assert dispatch.layer_of("4864x64") == (4864, 64)
     with pytest.raises(UserError, match=f"--layers={name}: write tokens x experts"):
         dispatch.layer_of(name)
+
+
+def test_a_layer_is_timed_here_beside_the_dense_block(monkeypatch, capsys):
+    for name, value in {"_WIDTH": 16, "_HIDDEN": 24, "_RUNS": 2}.items():
+        monkeypatch.setattr(dispatch, name, value)
+    dispatch.time_here([(80, 4)], ["index", "dense"], "bfloat16")
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(jax.devices()[0].device_kind)
+    cells = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [row[2] for row in cells] == ["dense block", "index", "dense"]
+    assert all(float(row[-1]) > 0 for row in cells)
