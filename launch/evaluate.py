@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
     common.join_processes()
+    process.end_at_sigterm()
     process.trim_after_compilations()
     import jax
 

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Answers as the flags say; the status is 128 and the signal's number where one stopped it."""
     del argv
     common.join_processes()
+    process.end_at_sigterm()
     process.trim_after_compilations()
     import dataclasses
     from pathlib import Path

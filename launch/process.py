@@ -4,6 +4,7 @@ import ctypes
 import os
 from pathlib import Path
 import platform
+import signal
 import sys
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -46,3 +47,12 @@ def trim_after_compilations() -> None:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def end_at_sigterm() -> None:
+    """Has SIGTERM end the process, as it does a process that is alone.
+
+    Where processes have met, JAX keeps the signal for whoever asks its coordination service for it,
+    as a training does.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import types
 
@@ -59,7 +60,7 @@ def test_a_long_compilation_is_followed_by_a_trim(monkeypatch):
         jax.monitoring.clear_event_listeners()
 
 
-def test_there_are_compilation_events(monkeypatch):
+def test_there_are_compilation_events():
     """The name is JAX's, and may change."""
     seen = []
     note = lambda event, seconds, **_: seen.append(event)  # noqa: E731
@@ -75,3 +76,12 @@ def test_a_library_without_a_trim_is_left_alone(monkeypatch):
     monkeypatch.setattr(process.ctypes, "CDLL", lambda _: types.SimpleNamespace())
     monkeypatch.setattr(sys, "platform", "linux")
     process.trim_after_compilations()
+
+
+def test_sigterm_ends_the_process_whoever_had_taken_it():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        process.end_at_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
