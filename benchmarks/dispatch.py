@@ -34,22 +34,21 @@ _TOP_K, _WIDTH, _HIDDEN = 2, 768, 2048
 _RUNS = 20
 _PRODUCTS = 3 * 3  # forward, by rows and by kernels; wi_0, wi_1 and wo
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "chip:shape, whose first chips are taken.")
-_CHIPS = flags.DEFINE_integer("chips", 1, "Chips that the experts are dealt out among.", 1)
-_LAYERS = flags.DEFINE_list(
-    "layers", ["128x8", "4864x8", "4864x64"], "Tokens of a chip and experts of each layer."
-)
-_STORED = flags.DEFINE_enum(
-    "stored", "float32", ["float32", "bfloat16"], "What kernels, and their gradients, are."
-)
-_BACK_ENDS = flags.DEFINE_multi_enum(
-    "dispatch",
-    ["index", "ragged", "dense", "grouped"],
-    ["index", "ragged", "dense", "grouped"],
-    "A back end; repeat it for several.",
-)
-_HERE = flags.DEFINE_bool("here", False, "Run and time it on this machine's first device.")
-_EFFORT = flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
+
+def define_flags() -> None:
+    """Those of this command; of the command alone, as others have some of the same names."""
+    backends = ["index", "ragged", "dense", "grouped"]
+    flags.DEFINE_string("topology", "v5e:2x2", "chip:shape, whose first chips are taken.")
+    flags.DEFINE_integer("chips", 1, "Chips that the experts are dealt out among.", 1)
+    flags.DEFINE_list(
+        "layers", ["128x8", "4864x8", "4864x64"], "Tokens of a chip and experts of each layer."
+    )
+    flags.DEFINE_enum(
+        "stored", "float32", ["float32", "bfloat16"], "What kernels, and their gradients, are."
+    )
+    flags.DEFINE_multi_enum("dispatch", backends, backends, "A back end; repeat it for several.")
+    flags.DEFINE_bool("here", False, "Run and time it on this machine's first device.")
+    flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,14 @@ def worst_rows(backend: str, tokens: int, experts: int, chips: int = 1) -> int:
     return rows * blocks
 
 
-def compiled(backend: str, tokens: int, experts: int, devices: "Sequence[jax.Device]") -> Found:
+def compiled(
+    backend: str,
+    tokens: int,
+    experts: int,
+    devices: "Sequence[jax.Device]",
+    stored: str,
+    effort: float,
+) -> Found:
     """Compiles a layer with its gradient for devices, and reads the program of one."""
     from moemoe_jax.aot import work
     from moemoe_jax.aot.flops_text import mixture_rows
@@ -122,8 +128,8 @@ def compiled(backend: str, tokens: int, experts: int, devices: "Sequence[jax.Dev
     from moemoe_jax.nn.moe import MoEConfig
 
     config = MoEConfig(num_experts=experts, top_k=_TOP_K, dispatch=backend)
-    options = {"exec_time_optimization_effort": _EFFORT.value}
-    function, arguments = layer(config, tokens, devices, _STORED.value)
+    options = {"exec_time_optimization_effort": effort}
+    function, arguments = layer(config, tokens, devices, stored)
     program = function.lower(*arguments).compile(compiler_options=options)
     module = Module(program.as_text())
     a_row = 2.0 * _PRODUCTS * _WIDTH * _HIDDEN
@@ -203,20 +209,21 @@ def layer(
 def main(argv: Sequence[str]) -> int:
     """Compiles all and prints the table."""
     del argv
-    layers = [layer_of(name) for name in _LAYERS.value]
-    if _HERE.value:
-        time_here(layers, _BACK_ENDS.value, _STORED.value)
+    args = flags.FLAGS
+    layers = [layer_of(name) for name in args.layers]
+    if args.here:
+        time_here(layers, args.dispatch, args.stored)
         return 0
     topologies.require_libtpu()
     os.environ.update(topologies.ENVIRONMENT)
-    devices = topologies.devices(_TOPOLOGY.value)[: _CHIPS.value]
-    if len(devices) < _CHIPS.value:
-        raise UserError(f"--chips={_CHIPS.value}: {_TOPOLOGY.value} has {len(devices)}")
+    devices = topologies.devices(args.topology)[: args.chips]
+    if len(devices) < args.chips:
+        raise UserError(f"--chips={args.chips}: {args.topology} has {len(devices)}")
     for line in (HEADER, ("---",) * len(HEADER)):
         _print(line)
     for tokens, experts in layers:
-        for backend in _BACK_ENDS.value:
-            _print(compiled(backend, tokens, experts, devices).cells())
+        for backend in args.dispatch:
+            _print(compiled(backend, tokens, experts, devices, args.stored, args.effort).cells())
     return 0
 
 
@@ -264,4 +271,5 @@ def _print(line: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     common.run(main)

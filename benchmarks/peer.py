@@ -170,7 +170,6 @@ def _text(config: T5Config) -> transformers.T5Config:
         d_model=config.d_model,
         d_kv=config.d_kv,
         d_ff=config.d_ff,
-        tie_word_embeddings=config.tie_word_embeddings,
         num_heads=config.num_heads,
         num_layers=config.num_layers,
         num_decoder_layers=config.num_decoder_layers,

@@ -5,8 +5,8 @@ r"""The sizes that are measured, as settings; a config file for the rows that la
 tiny      128 channels, 2 layers, 64 tokens, 64 px
 small     T5-small's shape, SwinV2-tiny at 256 px, 128 tokens, 8 experts, top 2, in the decoder's
           odd layers
-base      for an accelerator: Flan-T5-base's shape, SwinV2-tiny at 256 px, 256 tokens, the same
-          experts, in bfloat16
+base      for an accelerator: Flan-T5-base's shape, but with tied word embeddings; SwinV2-tiny at
+          256 px, 256 tokens, the same experts, in bfloat16
 
 The model is the paper's: a weight for each token and source read from the question (eq 4), not
 normalised, the image tiled to the text's length, |1 - cos| for alignment. Only the question is not
@@ -118,7 +118,7 @@ def _base(config):
     text, data = config.model.text, config.data
     text.d_model, text.d_kv, text.num_heads, text.d_ff = 768, 64, 12, 2048
     text.num_layers = text.num_decoder_layers = 12
-    text.activation, text.tie_word_embeddings = "gated-gelu", False
+    text.activation = "gated-gelu"
     text.dtype = config.model.vision.dtype = "bfloat16"
     text.scan_layers = True
     _swinv2_tiny(config)
