@@ -88,11 +88,13 @@ def layer_of(name: str) -> tuple[int, int]:
     """Tokens and experts of a layer such as 4864x8.
 
     Raises:
-      UserError: for a name of another form.
+      UserError: for a name of another form, or too few experts.
     """
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
-    if not found or int(found[2]) < _TOP_K:
+    if not found:
         raise UserError(f"--layers={name}: write tokens x experts, such as 4864x8")
+    if int(found[2]) < _TOP_K:
+        raise UserError(f"--layers={name}: a token goes to {_TOP_K} experts, so have no fewer")
     return int(found[1]), int(found[2])
 
 

@@ -117,7 +117,12 @@ def abstract_mesh(config: MeshConfig) -> AbstractMesh:
       UserError: when the sizes do not fit the number of devices here.
     """
     count = len(jax.devices()) if -1 in config.sizes else math.prod(config.sizes)
-    return AbstractMesh(config.resolve(count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    try:
+        sizes = config.resolve(count)
+    except UserError as error:
+        here = "to plan for devices that are not here, give all sizes, such as mesh.data=4"
+        raise UserError(f"{error}; {here}") from None
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _slices(wanted: int, devices: Sequence[jax.Device]) -> list[list[jax.Device]]:

@@ -38,11 +38,13 @@ def test_a_line_by_hand():
     assert len(found.cells()) == len(dispatch.HEADER)
 
 
-@pytest.mark.parametrize("name", ["128", "128x", "0x8", "128x1"])
+@pytest.mark.parametrize("name", ["128", "128x", "0x8"])
 def test_a_layer_in_another_form_is_refused(name):
     assert dispatch.layer_of("4864x64") == (4864, 64)
     with pytest.raises(UserError, match=f"--layers={name}: write tokens x experts"):
         dispatch.layer_of(name)
+    with pytest.raises(UserError, match="a token goes to 2 experts"):
+        dispatch.layer_of("128x1")
 
 
 def test_a_layer_is_timed_here_beside_the_dense_block(monkeypatch, capsys):

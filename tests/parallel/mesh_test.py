@@ -89,3 +89,9 @@ def test_slices_that_cannot_be_are_refused(sizes, message):
 def test_a_mesh_can_be_planned_without_its_devices():
     assert abstract_mesh(MeshConfig(data=64, expert=4)).size == 256
     assert abstract_mesh(MeshConfig(expert=4)).shape == make_mesh(MeshConfig(expert=4)).shape
+
+
+def test_a_mesh_that_does_not_fit_here_can_be_planned_with_all_sizes():
+    with pytest.raises(UserError, match="does not divide the 8 devices.*give all sizes, such as"):
+        abstract_mesh(MeshConfig(fsdp=3))
+    assert abstract_mesh(MeshConfig(data=4, fsdp=3)).size == 12
