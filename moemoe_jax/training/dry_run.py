@@ -18,6 +18,7 @@ from moemoe_jax.workdir import WorkDir
 # The data would tell; only the schedule asks, and nothing is said of it. More than any warm-up.
 _STEPS_PER_EPOCH = 1e6
 
+
 def dry_run(
     mapping: ml_collections.ConfigDict, workdir: WorkDir, say: Callable[[str], None] = print
 ) -> None:
