@@ -211,6 +211,8 @@ def _quiet() -> None:
     sys.unraisablehook = _shown_unless_late
     for name in ("jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Nor does anyone wait for an array whose turn had not come when a write failed.
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!moemoe_jax)")
 
 

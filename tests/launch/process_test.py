@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import types
 
@@ -7,6 +8,7 @@ import jax
 import pytest
 
 from launch import process
+from tests.launch.cli import ROOT
 
 NAMES = (
     "GLIBC_TUNABLES",
@@ -85,3 +87,19 @@ def test_sigterm_ends_the_process_whoever_had_taken_it():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("async_serialize_from_host.<locals>.write_fragment", False), ("ours", True)],
+)
+def test_only_what_a_failed_write_leaves_unawaited_goes_untold(name, told):
+    code = (
+        "import sys; from launch import common; common._quiet()\n"
+        "async def write(): pass\n"
+        "write.__qualname__ = sys.argv[1]; write()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ("was never awaited" in done.stderr) == told
