@@ -108,8 +108,7 @@ def _small(config):
     text.d_model, text.d_kv, text.num_heads, text.d_ff = 512, 64, 8, 2048
     text.num_layers = text.num_decoder_layers = 6
     text.activation = "relu"
-    _swinv2_tiny(config)
-    data.source = "catalogue:products=100,image_size=256"
+    _published(config)
     data.text_length = 128
     data.products_per_batch = config.answer.products_per_batch = 8
 
@@ -121,19 +120,19 @@ def _base(config):
     text.activation = "gated-gelu"
     text.dtype = config.model.vision.dtype = "bfloat16"
     text.scan_layers = True
-    _swinv2_tiny(config)
-    data.source = "catalogue:products=100,image_size=256"
+    _published(config)
     data.text_length = 256
     data.products_per_batch = config.answer.products_per_batch = 32
 
 
-def _swinv2_tiny(config):
-    """What small and base share: the image encoder at 256 px, the vocabulary and the experts."""
+def _published(config):
+    """What small and base share: SwinV2-tiny at 256 px, T5's vocabulary, and the experts."""
     vision, data = config.model.vision, config.data
     vision.patch_size, vision.embed_dim, vision.window_size = 4, 96, 8
     vision.depths, vision.heads = (2, 2, 6, 2), (3, 6, 12, 24)
     vision.pretrained_window_sizes = (0, 0, 0, 0)
     config.model.moe_layers.decoder = "odd"
+    data.source = "catalogue:products=100,image_size=256"
     data.image_size, data.tokenizer_vocab_size, data.vocab_rows = 256, 1000, 32_128
 
 
