@@ -1,6 +1,7 @@
 """Several processes work as one: the same numbers, told and written once."""
 
 import json
+import re
 import socket
 import subprocess
 
@@ -51,6 +52,14 @@ def close(first, second):
     return max(abs(a - b) / max(abs(a), 1e-3) for a, b in pairs)
 
 
+def by_gloo(line):
+    """Whether a line of the second process is Gloo's, or what is left of one.
+
+    Several of Gloo's threads write in small pieces, which may be parted by other lines.
+    """
+    return bool(re.fullmatch(r"\[1\] .*(Gloo|peer ranks).*|\[1\] [\d\s]*", line))
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
@@ -64,16 +73,16 @@ def test_two_processes_train_as_one_does(tmp_path):
         capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
-    second = [line for line in lines if line.startswith("[1] ")]
+    lines = done.stdout.splitlines()
+    told = [line for line in lines if line.startswith("[1] ") and not by_gloo(line)]
 
     assert history(one).keys() == {1, 2}
     assert close(history(one), history(two)) < 1e-5  # losses and gradients
     chex.assert_trees_all_close(arrays(one, 2), arrays(two, 2), rtol=1e-4, atol=1e-6)
     # The first tells, the second does not; nor does it write.
-    assert "processes: 2 with 8 devices, met through the flags" in lines
+    assert done.stdout.count("processes: 2 with 8 devices, met through the flags") == 1
     assert sum(line.startswith("train 2/2") for line in lines) == 1
-    assert len(second) == 1 and second[0].startswith("[1] train: starting with ")
+    assert len(told) == 1 and told[0].startswith("[1] train: starting with ")
     names = [sorted(p.name for p in place.iterdir()) for place in (one, two)]
     assert names[0] == names[1]
     assert len(list((two / "tensorboard").iterdir())) == 1
