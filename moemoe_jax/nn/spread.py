@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.lax import all_gather, all_to_all, axis_index, axis_size, pmax, psum
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch, queues
@@ -68,7 +68,8 @@ def mix(
       UserError: experts that the mesh's axis does not divide, or a back end that cannot send rows.
     """
     mesh = mesh_in_use()
-    _require_whole(backend, mesh)
+    if mesh is not None:
+        check_backend(backend, mesh)
     if mesh is None or shards("batch", mesh) == 1:
         local = functools.partial(experts, kernels, key)
         return dispatch.mix(
@@ -117,14 +118,12 @@ def mix(
     return y[:tokens], kept[:tokens]
 
 
-def _require_whole(backend: str, mesh: AbstractMesh | None) -> None:
-    """Refuses back ends that need what others do without.
+def check_backend(backend: str, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses back ends that need whole what the mesh cuts.
 
     Raises:
       UserError: "ragged" with experts dealt out; "grouped" with kernels cut.
     """
-    if mesh is None:
-        return
     if backend == "ragged" and shards("expert", mesh) > 1:
         raise UserError(
             f"model.moe.dispatch is ragged, which sends no rows between devices, but mesh.expert "

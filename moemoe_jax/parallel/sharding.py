@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, shards, spec_for
+from moemoe_jax.parallel.axes import LOGICAL_RULES, shards, spec_for
 
 # What a batch has once for all of its products: a table of the distinct questions.
 SHARED = frozenset({"question_ids", "encoded_questions"})
@@ -71,18 +71,6 @@ def indivisible(state: Any, mesh: Mesh | AbstractMesh) -> list[str]:
                 f"{rule}={mesh.shape[rule]} does not divide it"
             )
     return lines
-
-
-def check_experts(state: Any, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses a mesh over which the experts cannot be dealt out evenly.
-
-    Raises:
-      UserError: when `mesh.expert` does not divide their number.
-    """
-    for _, variable in _variables(state):
-        shape, axes = jax.tree.leaves(variable)[0].shape, variable.get_metadata()["logical_axes"]
-        if "expert" in axes:
-            expert_shards(shape[axes.index("expert")], mesh)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -14,6 +14,7 @@ import ml_collections
 
 from moemoe_jax.errors import Stopped
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings, to_json
+from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.processes import barrier, connect, is_primary
 from moemoe_jax.parallel.sharding import place_batch
 from moemoe_jax.training.checkpoints import Checkpoints
@@ -21,6 +22,7 @@ from moemoe_jax.training.encode_once import EncodeOnce
 from moemoe_jax.training.goodput import Goodput
 from moemoe_jax.training.keep_encodings import keep_encodings
 from moemoe_jax.training.logging import MetricsWriter, Progress
+from moemoe_jax.training.mesh_check import check_mesh
 from moemoe_jax.training.optimizer import check_warmup
 from moemoe_jax.training.programs import Programs
 from moemoe_jax.training.setup import Data, Run, Say, jitted_step, open_data, plan, with_vocabulary
@@ -94,6 +96,7 @@ def _set_up(
     settings = config.train
     if settings.steps:
         check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
+    check_mesh(config, make_mesh(config.mesh))
     stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")

@@ -15,15 +15,12 @@ from moemoe_jax.data.pipeline import TrainBatches, train_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_splits
 from moemoe_jax.data.tokenizer import Tokenizer
-from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.inference.loading import load, place
 from moemoe_jax.models.build import abstract_model, create_model
-from moemoe_jax.parallel.axes import shards
 from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.parallel.sharding import (
-    check_experts,
     local_rows,
     optimizer_shardings,
     param_shardings,
@@ -31,6 +28,7 @@ from moemoe_jax.parallel.sharding import (
 )
 from moemoe_jax.training.encoders import encoders_of
 from moemoe_jax.training.initialise import initialise_from
+from moemoe_jax.training.mesh_check import check_mesh
 from moemoe_jax.training.optimizer import make_optimizer
 from moemoe_jax.training.step import TrainState, init_state, make_train_step
 from moemoe_jax.training.trainable import split_trainable
@@ -170,12 +168,11 @@ def plan(
       mesh: where the run is to be; None makes the one of `config.mesh` of the devices here.
 
     Raises:
-      UserError: for a batch or experts that the mesh does not divide.
+      UserError: for settings that the mesh does not fit; see `check_mesh`.
     """
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    _check_batch(config, mesh)
+    check_mesh(config, mesh)
     model = abstract_model(config.model)
-    check_experts(nnx.state(model), mesh)
     graph, trained, frozen = split_trainable(model, config.train.trainable)
     per_epoch = max(1, round(steps_per_epoch))
     total = config.train.steps or round(config.train.epochs * steps_per_epoch)
@@ -194,17 +191,6 @@ def plan(
             place(frozen, mesh),
         ),
     )
-
-
-def _check_batch(config: ExperimentConfig, mesh: Mesh | AbstractMesh) -> None:
-    products, accumulation = config.data.products_per_batch, config.train.accumulation
-    parts = shards("batch", mesh)
-    if products % (parts * accumulation):
-        raise UserError(
-            f"data.products_per_batch {products} does not divide among the {parts} devices that a "
-            f"batch is split over (mesh data, fsdp and expert) times train.accumulation "
-            f"{accumulation}; give a multiple of {parts * accumulation}"
-        )
 
 
 def _abstract_state(

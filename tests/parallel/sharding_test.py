@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from moemoe_jax.errors import UserError
 from moemoe_jax.nn.params import LOGICAL_AXES, ExpertParam, RouterParam, param
 from moemoe_jax.parallel import sharding
 from moemoe_jax.parallel.axes import LOGICAL_RULES
@@ -73,12 +72,6 @@ def test_abstract_parameters_have_the_same_shardings(mesh, state):
 def test_a_dimension_that_does_not_divide_is_replicated_and_listed(mesh, state):
     lines = sharding.indivisible(state, mesh)
     assert lines == ["odd: dimension 0 (embed, 5) is replicated: fsdp=2 does not divide it"]
-
-
-def test_experts_that_the_mesh_does_not_divide_are_an_error(state):
-    sharding.check_experts(state, make_mesh(MeshConfig(expert=2)))
-    with pytest.raises(UserError, match=r"mesh.expert 4 does not divide the 2 experts"):
-        sharding.check_experts(state, make_mesh(MeshConfig(expert=4)))
 
 
 def test_tensor_cuts_hidden_channels_and_the_vocabulary_and_shares_the_batch(state):
