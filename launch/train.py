@@ -5,7 +5,8 @@ r"""Trains a model, or goes on with a training that was stopped.
         --config.optimizer.learning_rate=3e-4
 
 Running the same command again resumes from the last checkpoint, bit for bit. With --dry_run it only
-prints the shape of every parameter, where it would lie on the mesh and what a device would hold.
+prints the shape of every parameter and where it would lie on the mesh (equal layers on one line),
+and at the end what is trained and what a device would hold in all.
 
 SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 has the training save after the step under way and exit with
 status 75; a second SIGINT ends it at once, with status 130. Where the time went, over all starts,

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from moemoe_jax.parallel.axes import LOGICAL_RULES, shards, spec_for
+from moemoe_jax.parallel.folding import fold
 
 # What a batch has once for all of its products: a table of the distinct questions.
 SHARED = frozenset({"question_ids", "encoded_questions"})
@@ -60,17 +61,18 @@ def param_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def indivisible(state: Any, mesh: Mesh | AbstractMesh) -> list[str]:
-    """Lists, one line each, the dimensions that stay whole since their mesh axis does not fit."""
-    lines = []
+    """Lists the dimensions that stay whole since their mesh axis does not fit; `fold`ed."""
+    rows = []
     for name, variable in _variables(state):
         shape, axes = jax.tree.leaves(variable)[0].shape, variable.get_metadata()["logical_axes"]
         for dim in _spec(variable, mesh)[1]:
             (rule,) = LOGICAL_RULES[axes[dim]]
-            lines.append(
-                f"{name}: dimension {dim} ({axes[dim]}, {shape[dim]}) is replicated: "
+            why = (
+                f"dimension {dim} ({axes[dim]}, {shape[dim]}) is replicated: "
                 f"{rule}={mesh.shape[rule]} does not divide it"
             )
-    return lines
+            rows.append((name, why))
+    return [f"{name}: {why}" for name, _, why in fold(rows)]
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -194,18 +196,22 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def describe(state: Any, mesh: Mesh | AbstractMesh) -> str:
-    """Tabulates each parameter: name, shape, partition spec and its size on one device."""
-    rows = [("parameter", "shape", "spec", "on a device")]
-    total = 0
+    """Tabulates each parameter: name, shape, partition spec and its size on one device.
+
+    Those of equal layers share a line (see `fold`), with their number before the size of each.
+    """
+    leaves, total = [], 0
     for name, variable in _variables(state):
         leaf = jax.tree.leaves(variable)[0]
         spec, _ = _spec(variable, mesh)
         placed = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
         size = bytes_on_device(placed)
         total += size
-        rows.append((name, str(tuple(leaf.shape)), _spec_text(spec), size_text(size)))
-    rows.append(("total", "", "", size_text(total)))
-    return table(rows)
+        leaves.append((name, (str(tuple(leaf.shape)), _spec_text(spec), size_text(size))))
+    rows = [("parameter", "shape", "spec", "on a device")]
+    for name, count, (shape, spec, size) in fold(leaves):
+        rows.append((name, shape, spec, size if count == 1 else f"{count} x {size}"))
+    return table([*rows, ("total", "", "", size_text(total))])
 
 
 def size_text(size: int) -> str:

@@ -3,16 +3,18 @@
 For a mesh whose sizes are all given, the devices need not be here: a laptop plans for a pod.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flax import nnx
 import ml_collections
 
+from moemoe_jax.aot.chips import CHIPS, H100, Chip
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.experiment import from_config_dict
 from moemoe_jax.parallel.mesh import abstract_mesh
 from moemoe_jax.parallel.sharding import bytes_on_device, describe, indivisible, size_text, table
-from moemoe_jax.training.setup import plan, with_vocabulary
+from moemoe_jax.training.setup import Run, plan, with_vocabulary
+from moemoe_jax.training.trainable import Trainable, parameter_table
 from moemoe_jax.workdir import WorkDir
 
 # The data would tell; only the schedule asks, and nothing is said of it. More than any warm-up.
@@ -22,7 +24,7 @@ _STEPS_PER_EPOCH = 1e6
 def dry_run(
     mapping: ml_collections.ConfigDict, workdir: WorkDir, say: Callable[[str], None] = print
 ) -> None:
-    """Says where every parameter would lie, and how many bytes a device would hold of what.
+    """Says where every parameter would lie, and behind that what it comes to on a device.
 
     The data are left alone. The vocabulary is that of the tokenizer that the run has or names;
     before there is one, `data.tokenizer_vocab_size` stands in.
@@ -37,19 +39,37 @@ def dry_run(
     """
     mapping = with_vocabulary(mapping, workdir)
     config = from_config_dict(mapping, _vocabulary(mapping, workdir, say))
-    mesh = abstract_mesh(config.mesh)
-    run = plan(config, _STEPS_PER_EPOCH, mesh)
-    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    say(f"mesh: {sizes}, {mesh.size} devices")
-    say(describe(nnx.state(run.model), mesh))
-    for line in indivisible(nnx.state(run.model), mesh):
-        say(f"note: {line}")
+    run = plan(config, _STEPS_PER_EPOCH, abstract_mesh(config.mesh))
+    state = nnx.state(run.model)
+    whole = indivisible(state, run.mesh)
+    for line in (describe(state, run.mesh), *(f"note: {line}" for line in whole)):
+        say(line)
+    say("")
+    for line in _summary(run, config.train.trainable, len(whole)):
+        say(line)
+
+
+def _summary(run: Run, trainable: Trainable, notes: int) -> Iterator[str]:
+    """What most plans are asked for, in so few lines that they stay on a screen."""
+    sizes = " ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
+    yield f"mesh: {sizes}, {run.mesh.size} devices"
+    if notes:
+        yield f"notes: {notes} above, on what stays whole on every device"
+    yield from ("", parameter_table(run.model, trainable), "")
     held = run.held()
     held["gradients, in a step"] = held["trained parameters"]
-    sizes = {name: bytes_on_device(tree) for name, tree in held.items()}
-    sizes["total, without activations"] = sum(sizes.values())
-    rows = [("in all", "on a device"), *((name, size_text(n)) for name, n in sizes.items())]
-    say(table(rows))
+    parts = {name: bytes_on_device(tree) for name, tree in held.items()}
+    total = sum(parts.values())
+    parts["total, without activations"] = total
+    yield table([("on a device", "size"), *((name, size_text(n)) for name, n in parts.items())])
+    chips = (*CHIPS.values(), H100)
+    yield from ("", f"of a chip's memory: {', '.join(_share(total, chip) for chip in chips)}")
+    yield "what activations take besides, python -m launch.compile_check tells"
+
+
+def _share(size: int, chip: Chip) -> str:
+    fits = "" if size < chip.hbm_bytes else " (does not fit)"
+    return f"{chip.name} {size / chip.hbm_bytes:.0%}{fits}"
 
 
 def _vocabulary(

@@ -186,7 +186,7 @@ def test_the_table_counts_bytes_per_device(mesh, state):
     assert "(expert, fsdp, tensor)" in rows["experts"]
     # embedding 6*2, blocks 2 * 2*8, square 2*4, experts 1*2*8, router 2*3, odd 5: 79 floats
     assert rows["total"].endswith(" 316 B")
-    assert rows["blocks/1"].endswith(" 64 B")
+    assert rows["blocks/{0,1}"].endswith(" 2 x 64 B")
 
 
 def test_a_step_on_the_mesh_equals_a_step_on_one_device(mesh, state):
