@@ -3,15 +3,20 @@
 One row a start, with the seconds of each phase so far, and the same at each checkpoint. A start
 that goes on from step R throws away what earlier ones did after their checkpoint of R; that, and
 the time from the last sign of life of one start to the process of the next, is lost to restarts.
-So the parts add up to the time since the first start began. The end of a killed process, between
-its last sign of life and its death, counts as down time.
+So the parts add up to the time since the first start began.
+
+A thread gives a sign of life every second, also during a compilation: the phase that a start was
+killed in counts up to then. What is left until its death is down time, and so is all of a start,
+behind another, that ended while it started up: it has no row.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import json
 import os
 from pathlib import Path
+import threading
 import time
 from typing import Any
 
@@ -81,7 +86,7 @@ def _at(start: Start, step: int) -> Seconds:
 
 
 class Goodput:
-    """The book of one start; a context that notes how it ends.
+    """The book of one start; a context that keeps it up to date and notes how the start ends.
 
     Args:
       path: of goodput.json; one that cannot be read is put aside as goodput.json.damaged.
@@ -104,7 +109,9 @@ class Goodput:
         self._path, self._ledger, self._write, self._clock = path, ledger, write, clock
         self._earlier = self._read()
         self._now = Start(began, began, step, step)
-        self.update(step, at_once=True)
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._live, name="goodput", daemon=True)
+        self._sign()
 
     def _read(self) -> list[Start]:
         try:
@@ -114,23 +121,32 @@ class Goodput:
                 os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
             return []
 
-    def update(self, step: int, at_once: bool = False) -> None:
-        """Gives a sign of life, at most one a second unless it is to be `at_once`."""
-        if not at_once and self._clock() - self._now.last < _EVERY:
-            return
-        self._now.last, self._now.step = self._clock(), step
-        self._now.seconds = self._seconds()
-        if self._write:
-            rows = [dataclasses.asdict(start) for start in (*self._earlier, self._now)]
-            write_atomically(self._path, json.dumps({"starts": rows}, indent=1) + "\n")
+    def update(self, step: int) -> None:
+        """Notes that so many steps are done, for the next sign of life: costs a step nothing."""
+        self._now.step = step
 
     def saved(self, step: int) -> None:
         """Notes that there is a checkpoint of `step`: what was done so far can be gone on from."""
-        marks = self._now.saved
-        marks[step] = self._seconds()
-        for old in sorted(marks)[:-_MARKS]:
-            del marks[old]
-        self.update(step, at_once=True)
+        with self._lock:
+            marks = self._now.saved
+            marks[step] = self._seconds()
+            for old in sorted(marks)[:-_MARKS]:
+                del marks[old]
+        self.update(step)
+        self._sign()
+
+    def _sign(self) -> None:
+        """Gives a sign of life: writes down where the time went up to now."""
+        with self._lock:
+            self._now.last, self._now.seconds = self._clock(), self._seconds()
+            if self._write:
+                rows = [dataclasses.asdict(start) for start in (*self._earlier, self._now)]
+                write_atomically(self._path, json.dumps({"starts": rows}, indent=1) + "\n")
+
+    def _live(self) -> None:
+        while not self._ended.wait(_EVERY):
+            with contextlib.suppress(OSError):  # a full disk is told by whoever saves next
+                self._sign()
 
     def _seconds(self) -> Seconds:
         totals = self._ledger.totals()
@@ -140,7 +156,7 @@ class Goodput:
 
     def lines(self) -> list[str]:
         """What is told at the end: the times of this start and, after a restart, of all."""
-        self.update(self._now.step, at_once=True)
+        self._sign()
         text = [_line("time of this start", self._now.seconds)]
         if self._earlier:
             starts = [*self._earlier, self._now]
@@ -148,14 +164,19 @@ class Goodput:
         return text
 
     def __enter__(self) -> "Goodput":
+        if self._write:
+            self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._ended.set()
+        if self._write:
+            self._thread.join()
         if kind is None:
             self._now.end = "done"
         else:
             self._now.end = "stopped" if issubclass(kind, Stopped) else f"failed: {kind.__name__}"
-        self.update(self._now.step, at_once=True)
+        self._sign()
 
 
 def _line(title: str, seconds: Seconds) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import os
 from pathlib import Path
+import threading
 import time
 
 _IMPORTED = time.time()
@@ -26,19 +27,20 @@ class Ledger:
         self._marked = dict(self._totals)
         self._mark = clock()
         self._start = self._mark - before
-        self._phase, self._beats = "other", 0
+        self._open: list[tuple[str, float]] = []  # what is measured now, the innermost last
+        self._lock, self._beats = threading.Lock(), 0
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Adds the time spent inside the `with` block to `name`, also when it raises."""
-        start, around = self._clock(), self._phase
-        self._phase = name
+        self._open.append((name, self._clock()))
         self.beat()
         try:
             yield
         finally:
-            self.add(name, self._clock() - start)
-            self._phase = around
+            with self._lock:
+                _, start = self._open.pop()
+                self._totals[name] = self._totals.get(name, 0.0) + self._clock() - start
             self.beat()
 
     def beat(self) -> None:
@@ -51,15 +53,18 @@ class Ledger:
 
         Another thread may read it.
         """
-        return self._phase, self._beats
-
-    def add(self, name: str, seconds: float) -> None:
-        """Adds `seconds` to `name`."""
-        self._totals[name] = self._totals.get(name, 0.0) + seconds
+        return next((name for name, _ in reversed(self._open)), "other"), self._beats
 
     def totals(self) -> dict[str, float]:
-        """Returns the seconds of each name since the ledger was made, and `elapsed` in all."""
-        return {**self._totals, "elapsed": self._clock() - self._start}
+        """Returns the seconds of each name since the ledger was made, and `elapsed` in all.
+
+        What is measured now counts up to now. Another thread may ask.
+        """
+        with self._lock:
+            now, totals = self._clock(), dict(self._totals)
+            for name, start in self._open:
+                totals[name] = totals.get(name, 0.0) + now - start
+        return {**totals, "elapsed": now - self._start}
 
     def interval(self, examples: int = 0) -> dict[str, float]:
         """Closes the interval since the last call (or the start) and begins a new one.

@@ -1,10 +1,16 @@
 import json
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from moemoe_jax.errors import Stopped
+from moemoe_jax.training import goodput
 from moemoe_jax.training.goodput import Goodput, Start, account, read_starts
 from moemoe_jax.training.timing import Ledger
+from tests.launch.cli import ROOT
 
 
 class Clock:
@@ -50,23 +56,71 @@ def test_going_back_behind_a_damaged_checkpoint_loses_two_starts():
     assert account(starts) == {"step": 30.0, "repeated": 70.0, "down": 0.0}
 
 
-def test_a_start_writes_what_it_did_and_how_it_ended(tmp_path):
+def test_a_start_writes_what_it_did_and_how_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "_EVERY", 1000.0)
     path, clock = tmp_path / "goodput.json", Clock()
     ledger = Ledger(before=5.0, clock=clock)
     with pytest.raises(Stopped), Goodput(path, ledger, 995.0, 0, clock=clock) as book:
         with ledger.measure("step"):
             clock.now += 10.0
         book.saved(2)
-        clock.now += 0.5
-        book.update(3)  # within a second of the last: not written
-        assert read_starts(path)[0].step == 2
-        clock.now += 1.5
+        clock.now += 2.0
+        before = path.stat().st_mtime_ns
         book.update(3)
+        assert path.stat().st_mtime_ns == before  # a step writes nothing
+        assert read_starts(path)[0].step == 2
         raise Stopped
     (row,) = json.loads(path.read_text())["starts"]
     assert row["seconds"] == {"startup": 5.0, "step": 10.0, "other": 2.0}
     assert row["saved"] == {"2": {"startup": 5.0, "step": 10.0, "other": 0.0}}
     assert (row["began"], row["last"], row["step"], row["end"]) == (995.0, 1012.0, 3, "stopped")
+
+
+KILLED = """
+import os, pathlib, signal, sys, threading
+from moemoe_jax.training import goodput
+from moemoe_jax.training.timing import Ledger
+goodput._EVERY = 0.01
+path, now = pathlib.Path(sys.argv[1]), 0.0
+ledger = Ledger(before=5.0, clock=lambda: now)
+with goodput.Goodput(path, ledger, 995.0, 0, clock=lambda: 1000.0 + now) as book:
+    with ledger.measure("step"):
+        now += 2.0
+    book.update(1)
+    with ledger.measure("compile"):
+        now += 60.0
+        while goodput.read_starts(path)[0].last < 1062.0:
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_phase_that_a_start_is_killed_in_is_no_down_time(tmp_path):
+    path = tmp_path / "goodput.json"
+    done = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    (killed,) = read_starts(path)
+    assert killed.seconds == {"startup": 5.0, "step": 2.0, "compile": 60.0, "other": 0.0}
+    assert (killed.last, killed.step, killed.end) == (1062.0, 1, "")
+    # Started again 4 s later, from the same step: all is repeated, and 4 s nobody ran.
+    again = start(1066.0, 1070.0, 0, {"startup": 4.0})
+    assert account([killed, again]) == {"startup": 4.0, "repeated": 67.0, "down": 4.0}
+
+
+def test_a_full_disk_stops_no_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "_EVERY", 0.01)
+    written, full = threading.Event(), [True] * 3
+
+    def write(path, text):
+        if full:
+            full.pop()
+            raise OSError(28, "No space left on device", str(path))
+        written.set()
+
+    with Goodput(tmp_path / "goodput.json", Ledger(), 0.0, 0):
+        monkeypatch.setattr(goodput, "write_atomically", write)
+        assert written.wait(60)
+    assert not full
 
 
 def test_the_next_start_tells_of_all(tmp_path):

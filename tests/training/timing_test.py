@@ -60,6 +60,25 @@ def test_what_went_before_is_start_up_and_no_part_of_an_interval():
     assert ledger.interval() == {"seconds": 2.0, "examples_per_second": 0.0, "startup_share": 1.0}
 
 
+def test_what_is_measured_now_counts_up_to_now_and_once():
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    with ledger.measure("compile"):
+        clock.now += 5.0
+    with ledger.measure("compile"):
+        clock.now += 3.0
+        assert ledger.totals() == {"compile": 8.0, "elapsed": 8.0}
+        clock.now += 1.0
+        with ledger.measure("save"):
+            clock.now += 2.0
+            assert ledger.totals() == {"compile": 11.0, "save": 2.0, "elapsed": 11.0}
+    assert ledger.totals() == {"compile": 11.0, "save": 2.0, "elapsed": 11.0}
+    # An interval has what has ended alone.
+    with ledger.measure("step"):
+        clock.now += 1.0
+        assert "step_share" not in ledger.interval()
+
+
 def test_another_thread_sees_the_phase_and_that_it_moves():
     ledger = Ledger()
     before = ledger.activity
