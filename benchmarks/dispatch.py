@@ -37,7 +37,6 @@ _PRODUCTS = 3 * 3  # forward, by rows and by kernels; wi_0, wi_1 and wo
 
 def define_flags() -> None:
     """Those of this command; of the command alone, as others have some of the same names."""
-    backends = ["index", "ragged", "dense", "grouped"]
     flags.DEFINE_string("topology", "v5e:2x2", "chip:shape, whose first chips are taken.")
     flags.DEFINE_integer("chips", 1, "Chips that the experts are dealt out among.", 1)
     flags.DEFINE_list(
@@ -46,7 +45,9 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "stored", "float32", ["float32", "bfloat16"], "What kernels, and their gradients, are."
     )
-    flags.DEFINE_multi_enum("dispatch", backends, backends, "A back end; repeat it for several.")
+    flags.DEFINE_multi_string(
+        "dispatch", [], "A back end, such as grouped; repeat it for several. By default all."
+    )
     flags.DEFINE_bool("here", False, "Run and time it on this machine's first device.")
     flags.DEFINE_float("effort", -1.0, "How hard the compiler tries.", -1.0, 1.0)
 
@@ -96,6 +97,20 @@ def layer_of(name: str) -> tuple[int, int]:
     if int(found[2]) < _TOP_K:
         raise UserError(f"--layers={name}: a token goes to {_TOP_K} experts, so have no fewer")
     return int(found[1]), int(found[2])
+
+
+def backends_of(names: Sequence[str]) -> list[str]:
+    """The back ends of these names; all that there are, for none.
+
+    Raises:
+      UserError: for a name that is no back end's.
+    """
+    from moemoe_jax.nn.dispatch import DISPATCHERS
+
+    for name in names:
+        if name not in DISPATCHERS:
+            raise UserError(f"--dispatch={name}: the back ends are {', '.join(DISPATCHERS)}")
+    return list(names or DISPATCHERS)
 
 
 def worst_rows(backend: str, tokens: int, experts: int, chips: int = 1) -> int:
@@ -213,18 +228,20 @@ def main(argv: Sequence[str]) -> int:
     del argv
     args = flags.FLAGS
     layers = [layer_of(name) for name in args.layers]
+    if not args.here:
+        topologies.require_libtpu()
+        os.environ.update(topologies.ENVIRONMENT)
+    backends = backends_of(args.dispatch)  # imports JAX, which reads the environment
     if args.here:
-        time_here(layers, args.dispatch, args.stored)
+        time_here(layers, backends, args.stored)
         return 0
-    topologies.require_libtpu()
-    os.environ.update(topologies.ENVIRONMENT)
     devices = topologies.devices(args.topology)[: args.chips]
     if len(devices) < args.chips:
         raise UserError(f"--chips={args.chips}: {args.topology} has {len(devices)}")
     for line in (HEADER, ("---",) * len(HEADER)):
         _print(line)
     for tokens, experts in layers:
-        for backend in args.dispatch:
+        for backend in backends:
             _print(compiled(backend, tokens, experts, devices, args.stored, args.effort).cells())
     return 0
 

@@ -87,6 +87,8 @@ def text_config(config: Seq2SeqConfig, longest: int, encoder_only: bool = False)
         "relative_attention_max_distance": text.relative_max_distance,
         "layer_norm_epsilon": text.epsilon,
         "dropout_rate": text.dropout,
+        # Transformers 5 makes it true for every T5, and warns of an untied head, also in a folder
+        # of its own: no config keeps it from that, and the head is loaded as it is.
         "tie_word_embeddings": scaled,
         "dtype": "float32",
     }

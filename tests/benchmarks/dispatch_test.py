@@ -1,6 +1,8 @@
 """The table of dispatch back ends, as far as it needs no TPU's compiler."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from benchmarks import dispatch
 from moemoe_jax.aot.flops_text import mixture_rows
 from moemoe_jax.errors import UserError
+from moemoe_jax.nn.dispatch import DISPATCHERS
 from moemoe_jax.nn.moe import MoEConfig
+from tests.launch.cli import ROOT
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(128, 8), (4864, 64)])
@@ -45,6 +49,18 @@ def test_a_layer_in_another_form_is_refused(name):
         dispatch.layer_of(name)
     with pytest.raises(UserError, match="a token goes to 2 experts"):
         dispatch.layer_of("128x1")
+
+
+def test_back_ends_are_those_of_the_layer():
+    assert dispatch.backends_of([]) == list(DISPATCHERS)
+    assert dispatch.backends_of(["ragged", "index"]) == ["ragged", "index"]
+    with pytest.raises(UserError, match=r"--dispatch=gruoped: the back ends are .*grouped"):
+        dispatch.backends_of(["index", "gruoped"])
+
+
+def test_nothing_imports_jax_before_its_environment_is_set():
+    code = "import sys; from benchmarks import dispatch; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_layer_is_timed_here_beside_the_dense_block(monkeypatch, capsys):
