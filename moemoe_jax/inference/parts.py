@@ -15,6 +15,8 @@ from pathlib import Path
 import shutil
 from typing import BinaryIO
 
+import jax
+
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import ScoredAnswer, read_answers, replacing, write_answers
 from moemoe_jax.workdir import write_atomically
@@ -41,6 +43,20 @@ class Parts:
     def look(self) -> None:
         """Finds out what is answered, by other processes as well."""
         self.done = {int(path.stem) for path in self._folder.glob("*.jsonl")}
+
+    def idle(self, windows: int, records: int) -> str:
+        """A line for where fewer windows are to be answered than there are processes, else empty.
+
+        Args:
+          windows: of the output, those answered among them.
+          records: of the input.
+        """
+        left, count = windows - len(self.done), jax.process_count()
+        if not 0 < left < count:
+            return ""
+        told = f"note: {left} window{'s' * (left > 1)} for {count} processes: {count - left} idle"
+        fits = records // count  # a job that goes on must keep its windows
+        return f"{told}; --answer=window={fits} makes more" if fits and not self.done else told
 
     def write(self, number: int, answers: list[ScoredAnswer]) -> None:
         """Writes the answers of a window down for good.

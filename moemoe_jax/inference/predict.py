@@ -111,6 +111,8 @@ def predict(
         again = f", {len(parts.done)} of them answered already" if parts.done else ""
         windows = _number(stream.windows, "window")
         say(f"answering: {_number(len(source), 'record')} in {windows}{again}")
+        if idle := parts.idle(stream.windows, len(source)):
+            say(idle)
         predictor = Predictor(
             loaded.graph, config, loaded.tokenizer, loaded.mesh, name, calibration=calibrator
         )

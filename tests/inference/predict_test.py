@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import types
 
 import pytest
 
@@ -198,6 +199,33 @@ def test_an_output_that_is_there_is_replaced_only_when_told(job, monkeypatch):
     assert output.read_text() == "mine"
     assert "2 of them answered already" in job()[1]  # it was begun with leave to replace it
     assert len(written(job).splitlines()) == 86
+
+
+@pytest.mark.parametrize(
+    ("processes", "line"),
+    [
+        (5, None),
+        (6, "note: 5 windows for 6 processes: 1 idle; --answer=window=7 makes more"),
+        (50, "note: 5 windows for 50 processes: 45 idle"),  # fewer records than processes
+    ],
+)
+def test_processes_that_have_nothing_to_do_are_told_of(job, monkeypatch, processes, line):
+    there = types.SimpleNamespace(process_count=lambda: processes)
+    monkeypatch.setattr(parts_module, "jax", there)
+    said = job()[1].splitlines()
+    assert said[0] == "answering: 45 records in 5 windows"
+    assert said[1] == line or (line is None and not said[1].startswith("note"))
+
+
+def test_a_job_that_goes_on_keeps_its_windows(job, monkeypatch):
+    begun(job, monkeypatch)  # 2 of 5 are answered
+    monkeypatch.setattr(parts_module, "jax", types.SimpleNamespace(process_count=lambda: 4))
+    assert job()[1].splitlines()[1] == "note: 3 windows for 4 processes: 1 idle"
+    monkeypatch.setattr(parts_module, "jax", types.SimpleNamespace(process_count=lambda: 2))
+    again = open_parts(job.folder / "b.jsonl", {"input": "1", "model": "2", "settings": "3"})
+    again.done = {0}
+    assert again.idle(1, 9) == ""  # all are answered
+    again.close()
 
 
 def test_one_process_at_a_time(job, tmp_path):
