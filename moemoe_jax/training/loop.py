@@ -96,8 +96,8 @@ def _set_up(
     settings = config.train
     if settings.steps:
         check_warmup(config.optimizer, settings.steps)  # before a tokenizer is trained
-    check_mesh(config, make_mesh(config.mesh))
     stack.enter_context(Watchdog(ledger, settings.stall_seconds, settings.stall_abort_seconds))
+    check_mesh(config, make_mesh(config.mesh))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
     data = open_data(mapping, workdir, resuming, say)

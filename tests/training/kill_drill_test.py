@@ -125,10 +125,15 @@ def signal_in(phase, step, number):
 
     now = {"step": 0, "sent": False}
     measure, update = timing.Ledger.measure, goodput.Goodput.update
+    begin = goodput.Goodput.__init__
 
-    def noted(self, done, **kwargs):
+    def begun(self, path, ledger, began, done, **kwargs):
         now["step"] = done
-        update(self, done, **kwargs)
+        begin(self, path, ledger, began, done, **kwargs)
+
+    def noted(self, done):
+        now["step"] = done
+        update(self, done)
 
     def measured(self, name):
         if name == phase and now["step"] >= step and not now["sent"]:
@@ -136,7 +141,8 @@ def signal_in(phase, step, number):
             os.kill(os.getpid(), number)
         return measure(self, name)
 
-    goodput.Goodput.update, timing.Ledger.measure = noted, measured
+    goodput.Goodput.__init__, goodput.Goodput.update = begun, noted
+    timing.Ledger.measure = measured
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
