@@ -15,12 +15,13 @@ def prepare() -> None:
     """Has compiled programs kept between commands, and large arrays put on huge pages.
 
     What is set in the environment already is left as it is. The programs are kept in
-    `~/.cache/moemoe_jax/<host>`, as they are made for its processor.
+    `~/.cache/moemoe_jax/<host>`, as they are made for its processor; small ones too, as a model's
+    parameters are drawn by dozens of them.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "moemoe_jax" / (platform.node() or "host")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     name, value = _HUGE_PAGES
     if sys.platform == "linux" and name not in os.environ:
         # A training step on CPU touches its arrays for the first time, every time: with pages of

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.models.fusion import Encoded, extend_text, mean_pool
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.rows import REPEATS
 
 
@@ -145,7 +146,7 @@ class TokenProjection(nnx.Module):
     """Dense(D → 1) per token, without a bias: K tokens become a vector of K."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(width**-0.5)
+        init = normal(width**-0.5)
         # Not split: for its gradient, all of the batch would be.
         self.score = Linear(width, 1, rngs=rngs, init=init, dtype="float32")
 

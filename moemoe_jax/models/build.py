@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from moemoe_jax.models.config import MoEMoEConfig
 from moemoe_jax.models.moemoe import MoEMoE
-from moemoe_jax.nn.params import Keys
+from moemoe_jax.nn.params import Keys, PlacedKeys
 from moemoe_jax.parallel.sharding import param_shardings
 
 Path = tuple[str | int, ...]
@@ -27,13 +27,12 @@ def create_model(config: MoEMoEConfig, seed: int, mesh: Mesh) -> MoEMoE:
       seed: of the random values; the same on every mesh.
       mesh: where they go.
     """
-    graph, shapes = nnx.split(abstract_model(config))
-
-    def make(key: jax.Array) -> nnx.State:
-        return nnx.state(MoEMoE(config, rngs=Keys(key)))
-
-    made = jax.jit(make, out_shardings=param_shardings(shapes, mesh))(jax.random.key(seed))
-    return nnx.merge(graph, made)
+    graph, made = nnx.split(MoEMoE(config, rngs=PlacedKeys(jax.random.key(seed), mesh)))
+    # Layers that are stacked for a scan were put together wherever the compiler liked.
+    settle = jax.jit(
+        lambda state: state, out_shardings=param_shardings(made, mesh), donate_argnums=0
+    )
+    return nnx.merge(graph, settle(made))
 
 
 def create_parameters(

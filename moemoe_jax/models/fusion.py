@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.params import param
+from moemoe_jax.nn.params import constant, normal, param
 from moemoe_jax.nn.rows import REPEATS, Rows, join, parts
 
 
@@ -183,7 +183,7 @@ class LearnedGate(nnx.Module):
     """One learned scalar per source, whatever the question: question guidance removed (WoQG)."""
 
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
-        self.logits = param(rngs, (sources,), nnx.initializers.constant(1 / sources), (None,))
+        self.logits = param(rngs, (sources,), constant(1 / sources), (None,))
 
     def __call__(
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
@@ -222,7 +222,7 @@ def _score_layer(sources: int, width: int, rngs: nnx.Rngs) -> Linear:
         width,
         sources,
         rngs=rngs,
-        init=nnx.initializers.normal(0.02 * width**-0.5),
+        init=normal(0.02 * width**-0.5),
         axes=("embed", None),
         use_bias=True,
         dtype="float32",

@@ -34,6 +34,7 @@ from moemoe_jax.models.fusion import (
 from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.swinv2 import SwinV2
 from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, readout, scores, token_embedding
 from moemoe_jax.parallel.axes import constrain
@@ -53,7 +54,7 @@ class MoEMoE(nnx.Module):
             )
 
         def linear(inputs: int, **options) -> Linear:
-            init = nnx.initializers.normal(inputs**-0.5)
+            init = normal(inputs**-0.5)
             return Linear(inputs, width, rngs=rngs, init=init, dtype=text.dtype, **options)
 
         self.decoder_embedding = token_embedding(text, rngs=rngs)

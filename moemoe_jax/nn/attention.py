@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.params import param
+from moemoe_jax.nn.params import normal, param
 from moemoe_jax.nn.rng import dropout
 from moemoe_jax.nn.rows import Rows, Spans, fold, spread
 
@@ -100,7 +100,7 @@ class RelativeBias(nnx.Module):
         self.buckets = buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
-        init = nnx.initializers.normal(stddev)
+        init = normal(stddev)
         self.table = param(rngs, (buckets, heads), init, (None, None))
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
@@ -162,14 +162,14 @@ class Attention(nnx.Module):
         inner = heads * head_dim
 
         def projection(stddev: float) -> Linear:
-            init = nnx.initializers.normal(stddev)
+            init = normal(stddev)
             axes = ("embed", "heads")
             return Linear(d_model, inner, init=init, axes=axes, dtype=dtype, rngs=rngs)
 
         self.query = projection((d_model * head_dim) ** -0.5)
         self.key = projection(d_model**-0.5)
         self.value = projection(d_model**-0.5)
-        init = nnx.initializers.normal(inner**-0.5)
+        init = normal(inner**-0.5)
         axes = ("heads", "embed")
         self.out = Linear(inner, d_model, init=init, axes=axes, dtype=dtype, rngs=rngs)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.rng import dropout
 
 ACTIVATIONS = ("relu", "gated-gelu")
@@ -40,10 +41,10 @@ class FeedForward(nnx.Module):
         self.gated = activation == "gated-gelu"
         self.dropout = dropout
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
-            init = nnx.initializers.normal(d_model**-0.5)
+            init = normal(d_model**-0.5)
             axes = ("embed", "mlp")
             setattr(self, name, Linear(d_model, d_ff, init=init, axes=axes, dtype=dtype, rngs=rngs))
-        init = nnx.initializers.normal(d_ff**-0.5)
+        init = normal(d_ff**-0.5)
         self.wo = Linear(d_ff, d_model, init=init, axes=("mlp", "embed"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.nn import dispatch, routing, spread
 from moemoe_jax.nn.feed_forward import ACTIVATIONS
-from moemoe_jax.nn.params import ExpertParam, RouterParam, param
+from moemoe_jax.nn.params import ExpertParam, RouterParam, normal, param
 from moemoe_jax.nn.rng import row_dropout, split
 from moemoe_jax.parallel.axes import gathered
 
@@ -94,7 +94,7 @@ class Router(nnx.Module):
     def __init__(self, config: MoEConfig, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         self.axes = ("embed", None)
-        shape, init = (d_model, config.num_experts), nnx.initializers.normal(config.router_std)
+        shape, init = (d_model, config.num_experts), normal(config.router_std)
         self.kernel = param(rngs, shape, init, self.axes, RouterParam)
         if routing.NOISES[config.noise].has_kernel:
             self.noise_kernel = param(rngs, shape, init, self.axes, RouterParam)
@@ -118,7 +118,7 @@ class ExpertLinear(nnx.Module):
 
     def __init__(self, num_experts, d_in, d_out, axes, *, rngs: nnx.Rngs):
         self.axes = ("expert", *axes)
-        init = nnx.initializers.normal(d_in**-0.5)
+        init = normal(d_in**-0.5)
         self.kernel = param(rngs, (num_experts, d_in, d_out), init, self.axes, ExpertParam)
 
 

@@ -6,14 +6,22 @@ types and a frozen parameter costs no gradient and no optimizer memory.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from moemoe_jax.parallel.axes import spec_for
 
 LOGICAL_AXES = frozenset({"vocab", "embed", "mlp", "heads", "expert", "layers"})
 
 Initializer = Callable[..., jax.Array]
+
+# One function for each value, so that parameters which are drawn alike share a program.
+normal = functools.cache(nnx.initializers.normal)
+constant = functools.cache(nnx.initializers.constant)
 
 
 class ExpertParam(nnx.Param):
@@ -41,6 +49,29 @@ class Keys:
         return key
 
 
+class PlacedKeys(Keys):
+    """Keys for parameters that are drawn one by one, each where it belongs on a mesh.
+
+    A program that draws all of them takes longer to compile, or to fetch from those that were kept,
+    than the training step of a small model: it has the code of every single draw. Those of one
+    shape and kind share it here.
+    """
+
+    def __init__(self, key: jax.Array, mesh: Mesh):
+        super().__init__(key)
+        self._mesh = mesh
+
+    def draw(self, init: Initializer, shape: tuple, axes: tuple, dtype: jnp.dtype) -> jax.Array:
+        """The next parameter's values; the arguments are those of `param`."""
+        place = NamedSharding(self._mesh, spec_for(axes, shape, self._mesh)[0])
+        return _drawing(init, shape, dtype, place)(self.params())
+
+
+@functools.lru_cache(maxsize=1024)
+def _drawing(init: Initializer, shape: tuple, dtype: jnp.dtype, place: NamedSharding) -> Callable:
+    return jax.jit(lambda key: init(key, shape, dtype), out_shardings=place)
+
+
 def param(
     rngs: nnx.Rngs | Keys,
     shape: Sequence[int],
@@ -64,4 +95,9 @@ def param(
     """
     if len(axes) != len(shape) or not {a for a in axes if a is not None} <= LOGICAL_AXES:
         raise ValueError(f"axes {tuple(axes)} do not name the dimensions of shape {tuple(shape)}")
-    return kind(init(rngs.params(), tuple(shape), dtype), logical_axes=tuple(axes))
+    shape, axes = tuple(shape), tuple(axes)
+    if isinstance(rngs, PlacedKeys):
+        value = rngs.draw(init, shape, axes, dtype)
+    else:
+        value = init(rngs.params(), shape, dtype)
+    return kind(value, logical_axes=axes)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.nn import rng, windows
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.params import param
+from moemoe_jax.nn.params import normal, param
 from moemoe_jax.nn.window_attention import KERNEL_INIT, WindowAttention
 from moemoe_jax.parallel.axes import constrain
 
@@ -274,7 +274,7 @@ def _positions(config: SwinV2Config, rngs: nnx.Rngs) -> nnx.Param:
     """
     side = -(-config.image_size // config.patch_size)
     shape = (side, side, config.embed_dim)
-    return param(rngs, shape, nnx.initializers.normal(1.0), (None,) * 3)
+    return param(rngs, shape, normal(1.0), (None,) * 3)
 
 
 class SwinV2(nnx.Module):

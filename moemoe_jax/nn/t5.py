@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from moemoe_jax.nn.attention import KVCache
 from moemoe_jax.nn.linear import Embed, Linear
 from moemoe_jax.nn.norms import RMSNorm
+from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.rng import dropout, fold, split
 from moemoe_jax.nn.rows import Rows
 from moemoe_jax.nn.stack import Stack
@@ -253,13 +254,13 @@ class T5Decoder(T5Stack):
 
 def token_embedding(config: T5Config, *, rngs: nnx.Rngs) -> Embed:
     """A T5 token embedding table [V, D]."""
-    init = nnx.initializers.normal(1.0)
+    init = normal(1.0)
     return Embed(config.vocab_size, config.d_model, init=init, dtype=config.dtype, rngs=rngs)
 
 
 def lm_head(config: T5Config, *, rngs: nnx.Rngs) -> Linear:
     """The output projection [D, V] of a T5 whose embeddings are not tied."""
-    init = nnx.initializers.normal(1.0)
+    init = normal(1.0)
     axes, dtype = ("embed", "vocab"), config.dtype
     return Linear(config.d_model, config.vocab_size, init=init, axes=axes, dtype=dtype, rngs=rngs)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from moemoe_jax.nn import rng, windows
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.params import param
+from moemoe_jax.nn.params import constant, param
 
 # A norm follows every sublayer, so the scale of a kernel only sets how fast its direction turns.
 # The published 0.02 is right at widths of 768; a narrow model trained from scratch learns far
@@ -86,7 +86,7 @@ class WindowAttention(nnx.Module):
         self.key = Linear(width, width, **qkv)
         self.value = Linear(width, width, use_bias=qkv_bias, **qkv)
         self.out = Linear(width, width, axes=("heads", "embed"), use_bias=True, **kind)
-        log_ten = nnx.initializers.constant(math.log(10.0))
+        log_ten = constant(math.log(10.0))
         self.logit_scale = param(rngs, (heads, 1, 1), log_ten, (None, None, None))
         self.bias_mlp = PositionBias(heads, rngs=rngs)
 
