@@ -1,4 +1,4 @@
-r"""Compiles the training step and the answering program for TPUs that are not here.
+r"""Compiles the training step and the answering programs for TPUs that are not here.
 
     python -m launch.compile_check --config=configs/moemoe_base.py --topology=v5e:4x4
     python -m launch.compile_check --config=configs/moemoe_scale.py --topology=v5e:16x16 \
@@ -39,7 +39,11 @@ _TOPOLOGY = flags.DEFINE_multi_string(
 _PRODUCTS = flags.DEFINE_integer(
     "products_per_chip", 0, "Products a chip, in place of the settings' products a batch.", 0
 )
-_PROGRAMS = flags.DEFINE_list("programs", ["train", "answer"], "What to compile: train, answer.")
+_PROGRAMS = flags.DEFINE_list(
+    "programs",
+    ["train", "answer"],
+    "What to compile: train, answer (of questions that come encoded), questions (encodes them).",
+)
 _EFFORT = flags.DEFINE_float(
     "effort",
     -1.0,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -99,7 +98,7 @@ def answering(context: Context) -> Samples:
         mesh = make_mesh(config.mesh)
         graph, params = nnx.split(create_model(config.model, 0, mesh))
         predictor = Predictor(graph, config, tokenizer, mesh)
-        start = functools.partial(predictor.start, (params,))
+        start = predictor.starter((params,))
         counts = []
         with _compilations() as compiled:
             for _ in range(1 + context.repetitions):

@@ -45,12 +45,16 @@ def training_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
 def answering_flops(config: ExperimentConfig, shards: int = 1) -> Formula:
     """Counts encoding a batch of products and decoding L tokens of every answer, token by token.
 
+    The questions come encoded: a program of its own does so, once for all batches that ask them.
+
     Args:
       config: the settings; `answer` says how many products and beams.
       shards: as for `training_flops`.
     """
     steps, beams = config.data.answer_length, config.answer.beams
-    return _formula(answered(config), shards, False, False, steps, beams)
+    formula = _formula(answered(config), shards, False, False, steps, beams)
+    formula.parts.pop("question_encoder", None)
+    return formula
 
 
 def answered(config: ExperimentConfig) -> ExperimentConfig:

@@ -175,23 +175,33 @@ class Module:
         Hence: the branch with the least matrix products among those that have any, or else the
         longest.
         """
-        names = re.findall(r"%?([\w.\-]+)", conditional.attribute("branch_computations"))
-        names = names or [
-            conditional.attribute(f"{which}_computation").lstrip("%") for which in ("true", "false")
-        ]
-        branches = [self.computations[name] for name in names]
+        branches = self._branches(conditional)
         working = [b for b in branches if self._products(b.name)]
         if working:
             return min(working, key=lambda b: self._products(b.name))
         return max(branches, key=lambda b: len(b.instructions))
 
+    def _branches(self, conditional: Instruction) -> list[Computation]:
+        names = re.findall(r"%?([\w.\-]+)", conditional.attribute("branch_computations"))
+        names = names or [
+            conditional.attribute(f"{which}_computation").lstrip("%") for which in ("true", "false")
+        ]
+        return [self.computations[name] for name in names]
+
     @functools.cache  # noqa: B019 - a module lives as long as its report is made
     def _products(self, name: str) -> float:
-        """Matrix products in a computation, in operations."""
+        """Matrix products in a computation, in operations: of its own branches, the most."""
         from moemoe_jax.aot.work import product_flops
 
-        runs = self._runs(self.computations[name], 1.0, fused=False)
-        return sum(run.times * product_flops(run.instruction, run.computation) for run in runs)
+        computation, total = self.computations[name], 0.0
+        for instruction in computation.instructions.values():
+            total += product_flops(instruction, computation)
+            if instruction.opcode == "conditional":
+                total += max(self._products(b.name) for b in self._branches(instruction))
+                continue
+            for called, turns, _ in self._called(instruction):
+                total += turns * self._products(called.name)
+        return total
 
 
 def _instruction(line: str) -> Instruction:

@@ -24,6 +24,7 @@ from moemoe_jax.parallel.axes import LOGICAL_RULES, shards
 from moemoe_jax.parallel.sharding import path_name
 from moemoe_jax.training.setup import Run
 
+QUESTIONS = ("question_encoder/", "question_embedding/")  # parameters that encode questions alone
 _STACKED = ("layers", "expert")
 
 
@@ -39,28 +40,30 @@ def training_minimum(config: ExperimentConfig, run: Run) -> dict[str, float]:
                 found["reduce-scatter"] += sent("reduce-scatter", need.whole, need.group)
                 found["all-reduce"] += sent("all-reduce", need.whole / need.group, need.copies)
     # Frozen experts pass gradients on like any: to the experts and back once more.
-    found["all-to-all"] += 4 * _dispatch(config, run)
+    asked = config.data.products_per_batch * config.data.questions_per_product
+    found["all-to-all"] += 4 * _dispatch(config, run, asked)
     backward = 2 if config.train.trainable != "experts" else 1
-    found["all-reduce"] += backward * _tensor(config, run)
+    found["all-reduce"] += backward * _tensor(config, run, asked)
     return found
 
 
 def answering_minimum(config: ExperimentConfig, run: Run) -> dict[str, float]:
     """Bytes that one device sends for the answers of a batch, by kind of collective.
 
-    Gathered parameters are kept from token to token.
+    Gathered parameters are kept from token to token. Questions come encoded.
     """
     state, frozen = run.abstract
     needs = [
         need_of(config, run, name, variable)
         for tree in (state.params, frozen)
         for name, variable in variables(tree)
+        if not name.startswith(QUESTIONS)
     ]
     config, beams = answered(config), config.answer.beams
     return {
         "all-gather": sum(sent("all-gather", need.whole, need.group) for need in needs),
-        "all-reduce": _tensor(config, run, beams),
-        "all-to-all": 2 * _dispatch(config, run, config.data.answer_length, beams),
+        "all-reduce": _tensor(config, run, 0, beams),
+        "all-to-all": 2 * _dispatch(config, run, 0, config.data.answer_length, beams),
     }
 
 
@@ -123,23 +126,30 @@ def _passes(config: ExperimentConfig, name: str, logical: tuple[str | None, ...]
     return 2 if reached.get(stack, getattr(mixtures, stack, "none") != "none") else 1
 
 
-def _dispatch(config: ExperimentConfig, run: Run, steps: int = 1, beams: int = 1) -> float:
-    """Bytes sent to experts once, in all mixture layers; the decoder takes `steps` an answer."""
+def _dispatch(
+    config: ExperimentConfig, run: Run, asked: int, steps: int = 1, beams: int = 1
+) -> float:
+    """Bytes sent to experts once, in all mixture layers.
+
+    Of `asked` questions that are encoded; the decoder takes `steps` an answer.
+    """
     model, data = config.model, config.data
     group = shards("expert", run.mesh)
     parts = shards("batch", run.mesh)
     answers = data.products_per_batch * data.questions_per_product * beams * data.answer_length
     texts = sum(source.kind == "text" for source in model.sources)
     tokens = {
-        "question_encoder": data.questions_per_product * data.question_tokens,
-        "context_encoder": texts * data.text_length,
+        "question_encoder": asked * data.question_tokens,
+        "context_encoder": data.products_per_batch * texts * data.text_length,
     }
     total = 0.0
     for stack in ("question_encoder", "context_encoder", "decoder"):
         depth = model.text.num_decoder_layers if stack == "decoder" else model.text.num_layers
         here, times = answers // steps, steps
         if stack != "decoder":
-            here, times = data.products_per_batch * tokens[stack], 1
+            here, times = tokens[stack], 1
+        if not here:
+            continue
         _, rows = mixture_rows(model.moe, here, parts, group)
         size = times * rows / parts * model.text.d_model
         size *= jax.numpy.dtype(model.text.dtype).itemsize
@@ -148,10 +158,10 @@ def _dispatch(config: ExperimentConfig, run: Run, steps: int = 1, beams: int = 1
     return total
 
 
-def _tensor(config: ExperimentConfig, run: Run, beams: int = 1) -> float:
+def _tensor(config: ExperimentConfig, run: Run, asked: int, beams: int = 1) -> float:
     """Bytes of the sums that splitting a block's matrices brings: after each product of two.
 
-    Of the forward pass.
+    Of the forward pass, with `asked` questions that are encoded.
     """
     group = shards("mlp", run.mesh)
     if group == 1:
@@ -162,7 +172,7 @@ def _tensor(config: ExperimentConfig, run: Run, beams: int = 1) -> float:
     texts = sum(source.kind == "text" for source in model.sources)
     encoded = products * texts * data.text_length
     if model.question_encoder:
-        encoded += products * questions * data.question_tokens
+        encoded += asked * data.question_tokens
     size = 2 * text.num_layers * encoded * text.d_model * item
     answers = products * questions * beams * data.answer_length
     size += 3 * text.num_decoder_layers * answers * text.d_model * item

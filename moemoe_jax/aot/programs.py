@@ -1,4 +1,4 @@
-"""The two programs of an experiment, lowered from its settings alone: no data, no arrays.
+"""The programs of an experiment, lowered from its settings alone: no data, no arrays.
 
 Shapes: P products, Q questions a product, U distinct questions.
 """
@@ -16,7 +16,8 @@ from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.predictor import answer_batch
-from moemoe_jax.parallel.sharding import rows_sharding
+from moemoe_jax.inference.questions import encode_table
+from moemoe_jax.parallel.sharding import replicated, rows_sharding
 from moemoe_jax.training.setup import Run, jitted_step, plan
 
 # The schedule is a function of the step: how long an epoch is changes no program.
@@ -76,10 +77,39 @@ def lower_training(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
 
 
 def lower_answering(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
-    """Lowers what `Predictor` runs: encoding, fusing and decoding a batch."""
-    state, frozen = run.abstract
+    """Lowers what `Predictor` runs for every batch; its questions come encoded."""
+    params, batch = _answered(config, run)
+    ids = batch.pop("question_ids")
+    if config.model.question_encoder:
+        batch["encoded_questions"] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)),
+            jax.eval_shape(functools.partial(encode_table, run.graph, run.mesh), params, ids),
+        )
     answer = functools.partial(
         answer_batch, run.graph, run.mesh, config.data.answer_length, config.answer
     )
+    return jax.jit(answer).lower(params, batch)
+
+
+def lower_questions(config: ExperimentConfig, run: Run) -> jax.stages.Lowered:
+    """Lowers what `Predictor` runs for every table of questions that is new to it: the encoder.
+
+    Raises:
+      UserError: the model encodes no questions.
+    """
+    if not config.model.question_encoder:
+        raise UserError(
+            "model.question_encoder=False, so that no program encodes questions; leave "
+            "'questions' out of --programs"
+        )
+    params, batch = _answered(config, run)
+    encode = functools.partial(encode_table, run.graph, run.mesh)
+    program = jax.jit(encode, out_shardings=replicated(run.mesh))
+    return program.lower(params, batch["question_ids"])
+
+
+def _answered(config: ExperimentConfig, run: Run) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    """The parameters and a batch of as many products as are answered at a time."""
+    state, frozen = run.abstract
     batch = abstract_batch(config.data, config.answer.products_per_batch, run.mesh)
-    return jax.jit(answer).lower((state.params, frozen), batch)
+    return (state.params, frozen), batch

@@ -14,7 +14,7 @@ from jax.extend import core
 import jax.numpy as jnp
 
 from moemoe_jax.aot.flops import answered, read_rows
-from moemoe_jax.aot.minimum import need_of, variables
+from moemoe_jax.aot.minimum import QUESTIONS, need_of, variables
 from moemoe_jax.aot.programs import abstract_batch
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.nn import rng
@@ -46,13 +46,16 @@ def answering_traffic(config: ExperimentConfig, run: Run) -> dict[str, float]:
     """Bytes of one device for a batch's answers of L tokens, by what they are of.
 
     The decoder's parameters, and all keys and values, are read for every token; a table of tokens
-    is looked up, which is next to nothing, unless it is the output layer as well.
+    is looked up, which is next to nothing, unless it is the output layer as well. Questions come
+    encoded.
     """
     text, data = config.model.text, answered(config).data
     state, frozen = run.abstract
     parameters = 0.0
     for tree in (state.params, frozen):
         for name, variable in variables(tree):
+            if name.startswith(QUESTIONS):
+                continue
             table = variable.get_metadata()["logical_axes"][0] == "vocab"
             every = name.startswith(("decoder/", "lm_head/")) and not table
             if table and text.tie_word_embeddings and name.startswith("decoder_embedding/"):

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-PROGRAMS = ("train", "answer")
+PROGRAMS = ("train", "answer", "questions")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _OVERFLOW = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available \w+ \(([\d.]+)([KMGT]?)\)")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
@@ -54,7 +54,11 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
     config = from_config_dict(mapping, programs.vocabulary(request["config"]))
     mesh = make_mesh(config.mesh, topologies.devices(request["topology"]))
     run = programs.plan_on(config, mesh)
-    lowering = {"train": programs.lower_training, "answer": programs.lower_answering}
+    lowering = {
+        "train": programs.lower_training,
+        "answer": programs.lower_answering,
+        "questions": programs.lower_questions,
+    }
     compiled = {}
     for name in request["programs"]:
         started = time.monotonic()

@@ -1,7 +1,7 @@
 """Products of different sizes to one batch of fixed shapes.
 
-A question asked of many products is in the batch once: `question_ids` is the table of the distinct
-ones, in the order in which they first occur, and `question_index` points into it.
+A question asked of many products is in the batch once: `question_ids` is a table of the distinct
+ones, and `question_index` points into it.
 
 Shapes: P products, Q questions a product, U rows of the question table, J question tokens,
 K source tokens, L answer tokens, S image side.
@@ -46,6 +46,11 @@ def question_rows(config: DataConfig, distinct: int) -> int:
     return config.distinct_questions
 
 
+def distinct_questions(asked: Iterable[tuple[Example, ...]]) -> list[str]:
+    """The different questions of some products, in the order in which they first occur."""
+    return list(dict.fromkeys(example.question for examples in asked for example in examples))
+
+
 def neutral_sources(
     config: DataConfig, products: int, length: int | None = None
 ) -> dict[str, np.ndarray]:
@@ -69,7 +74,7 @@ def neutral_sources(
 
 def collate(
     products: Sequence[Product],
-    asked: Iterable[tuple[Example, ...]],
+    questions: Sequence[str],
     reader: ProductReader,
     rows: int,
     length: int | None = None,
@@ -78,9 +83,10 @@ def collate(
 
     Args:
       products: P of them; one without questions is padding.
-      asked: the questions drawn for every product of the batch, also of those that others make. The
-        table is made of them, so that it is the same on all processes: a question that its product
-        then lost, with the source that told it or as a reject, stays in it.
+      questions: the different ones that the table has, in its order: at least those drawn for any
+        product of the batch, also of those that others make, so that the table is the same on all
+        processes. One that its product then lost, with the source that told it or as a reject,
+        stays in it.
       reader: tokenises questions and answers.
       rows: U.
       length: tokens that texts are padded to, and none is longer than; by default K.
@@ -100,10 +106,7 @@ def collate(
     answers = np.zeros((*shape, config.answer_length), np.int32)
     sources = neutral_sources(config, len(products), length)
     source_valid = {name: np.zeros(len(products), np.bool_) for name in sources}
-    table: dict[str, int] = {}
-    for examples in asked:
-        for example in examples:
-            table.setdefault(example.question, len(table))
+    table = {question: row for row, question in enumerate(questions)}
     for p, product in enumerate(products):
         for q, example in enumerate(product.examples):
             index[p, q] = table[example.question]

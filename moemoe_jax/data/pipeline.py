@@ -18,7 +18,7 @@ from absl import logging
 import grain
 import numpy as np
 
-from moemoe_jax.data.batching import Batch, collate, question_rows
+from moemoe_jax.data.batching import Batch, collate, distinct_questions, question_rows
 from moemoe_jax.data.buckets import BatchOrder, fits, shortened
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
@@ -67,7 +67,7 @@ class TrainBatches:
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
         self.attributes = found.attributes
-        self.rows = question_rows(config, found.distinct)
+        self.rows = question_rows(config, len(found.questions))
         self.rejects, self.notes = reader.rejects, reader.notes
         self.needless: Callable[[int], bool] = lambda record: False
         self._reader, self._seed = reader, seed
@@ -134,7 +134,7 @@ class TrainBatches:
         length = self._lengths[self._buckets[drawn].max()]
         asked = [self._draw(int(index), first + row)[0] for row, index in enumerate(indices)]
         products = [self._product(int(indices[row]), first + row, length) for row in self._mine]
-        return collate(products, asked, self._reader, self.rows, length)
+        return collate(products, distinct_questions(asked), self._reader, self.rows, length)
 
     def _draw(self, index: int, row: int) -> tuple[tuple[Example, ...], np.random.Generator]:
         """The questions to ask in a row, and the generator for what else is random about it."""
@@ -173,14 +173,17 @@ class EvalBatches:
         reader: ProductReader,
         remove_sources: Sequence[str],
         mine: Sequence[int] | None,
+        one_table: bool,
     ):
         config = reader.config
         check_removal(config, remove_sources)
         chunk = config.questions_per_product
-        found = survey(reader, config.products_per_batch * chunk)
+        most = config.products_per_batch * chunk
+        found = survey(reader, most)
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
-        self.rows = question_rows(config, found.distinct)
+        self.rows = question_rows(config, len(found.questions))
+        self._table = found.questions if one_table and len(found.questions) <= most else ()
         self.rejects, self.notes = reader.rejects, reader.notes
         self._reader, self._remove = reader, tuple(remove_sources)
         self._mine = _mine(config, mine)
@@ -210,7 +213,8 @@ class EvalBatches:
         meta = list(asked)
         for row, product in zip(self._mine, products, strict=True):
             meta[row] = product.examples
-        return collate(products, asked, self._reader, self.rows), meta
+        questions = self._table or distinct_questions(asked)
+        return collate(products, questions, self._reader, self.rows), meta
 
     def _examples(self, row: int) -> tuple[Example, ...]:
         if row >= len(self._record):
@@ -290,6 +294,7 @@ def eval_batches(
     remove_sources: Sequence[str] = (),
     ask: Sequence[str] = (),
     *,
+    one_table: bool = False,
     rows: Sequence[int] | None = None,
     rejects: Rejects | None = None,
     notes: Notes | None = None,
@@ -305,6 +310,8 @@ def eval_batches(
       remove_sources: names of sources to take away from every product. A product that has no other
         keeps its questions, with `source_valid` False throughout.
       ask: attributes to ask of every record, known or not.
+      one_table: gives every batch the same table, of all questions that there are, unless these are
+        more than P * Q: what a table gives can then be kept from batch to batch.
       rows: as in `train_batches`.
       rejects: as in `train_batches`.
       notes: as in `train_batches`.
@@ -320,7 +327,7 @@ def eval_batches(
     """
     counters = _counters(config, rejects, notes)
     reader = ProductReader(source, tokenizer, config, labelled_only=False, ask=ask, **counters)
-    return EvalBatches(reader, remove_sources, rows)
+    return EvalBatches(reader, remove_sources, rows, one_table)
 
 
 def _counters(

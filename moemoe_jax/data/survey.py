@@ -24,14 +24,15 @@ class Survey:
       indices: int64 [N], the records with something to look at and something to ask.
       counts: int64 [N], how many questions each has.
       lengths: int64 [N], the most tokens that a text of each can have; zeros if not measured.
-      distinct: how many different questions there are; counted up to a limit.
+      questions: the different questions, in the order in which they first occur; where there are
+        more than a limit, more than that many of them.
       attributes: how often each attribute has each value ("" where there is known to be none).
     """
 
     indices: np.ndarray
     counts: np.ndarray
     lengths: np.ndarray
-    distinct: int
+    questions: tuple[str, ...]
     attributes: dict[str, Counter[str]]
 
 
@@ -40,7 +41,7 @@ def survey(reader: ProductReader, limit: int, measure: bool = False) -> Survey:
 
     Args:
       reader: the records; its rejects and notes get what is left out.
-      limit: stop counting different questions here.
+      limit: stop gathering different questions beyond this.
       measure: tokenises all texts, to find out how long they are.
 
     Raises:
@@ -52,7 +53,8 @@ def survey(reader: ProductReader, limit: int, measure: bool = False) -> Survey:
 
 def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
     config, source = reader.config, reader.source
-    indices, counts, lengths, distinct, known = [], [], [], set(), set()
+    indices, counts, lengths, known = [], [], [], set()
+    questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
         record = source[index]
@@ -71,8 +73,8 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         for example in examples:
             if example.attribute is not None:
                 attributes[example.attribute][(example.answers or ("",))[0]] += 1
-        if len(distinct) < limit:
-            distinct.update(example.question for example in examples)
+        if len(questions) <= limit:
+            questions.update(dict.fromkeys(example.question for example in examples))
     if not indices:
         raise UserError(
             f"none of the {len(source)} records has a question to ask: check data.source and "
@@ -85,6 +87,6 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         np.asarray(indices),
         np.asarray(counts),
         np.asarray(lengths),
-        min(len(distinct), limit),
+        tuple(questions),
         dict(attributes),
     )

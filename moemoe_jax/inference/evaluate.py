@@ -18,6 +18,7 @@ from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator, fit_calibrator
 from moemoe_jax.inference.loading import Loaded, load_calibration, save_calibration
 from moemoe_jax.inference.predictor import Predictor
+from moemoe_jax.inference.questions import questions_compete
 from moemoe_jax.parallel.processes import is_primary
 from moemoe_jax.parallel.sharding import local_rows
 from moemoe_jax.workdir import WorkDir, write_atomically
@@ -80,6 +81,7 @@ def answer_source(
         data,
         remove_sources,
         ask,
+        one_table=not questions_compete(config.model),
         rows=local_rows(loaded.mesh, data.products_per_batch),
         rejects=rejects,
         notes=notes,

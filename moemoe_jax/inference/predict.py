@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
 import dataclasses
-import functools
 import glob
 import itertools
 import json
@@ -231,7 +230,7 @@ def _answer(
     progress = _Progress(len(parts.done) + len(left), len(parts.done), say)
     writing: Future | None = None
     works = stream.works(left)
-    start = functools.partial(predictor.start, params)
+    start = predictor.starter(params)
     with contextlib.closing(works), progress, ThreadPoolExecutor(1) as writer:
         given = itertools.takewhile(lambda _: not stopped.number, works)
         for window in answer_windows(given, start, predictor.collect):

@@ -3,7 +3,7 @@
 Shapes: P products, Q questions per product, S sources, N answers to a question, L answer tokens.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import functools
 
 from flax import nnx
@@ -21,12 +21,16 @@ from moemoe_jax.inference.calibration import Calibrator
 from moemoe_jax.inference.confidence import sequence_confidence
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.decoding import END, decoded
+from moemoe_jax.inference.questions import QuestionTables, encode_table
+from moemoe_jax.models.fusion import Encoded
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import place_batch, replicated
 
+Started = tuple[jax.Array, ...]
+
 
 class Predictor:
-    """Answers batches; one compiled program for all batches of a shape.
+    """Answers batches: a compiled program for each shape, and one for each of question tables.
 
     Args:
       graph: of the model.
@@ -53,7 +57,10 @@ class Predictor:
         self._run = jax.jit(
             functools.partial(answer_batch, graph, mesh, config.data.answer_length, config.answer)
         )
-
+        # Any product may ask any question, so each device has the encodings of all of them.
+        self._encode = jax.jit(
+            functools.partial(encode_table, graph, mesh), out_shardings=replicated(mesh)
+        )
         # Of several processes each gets all answers, so that all judge them alike.
         self._everywhere = jax.jit(lambda results: results, out_shardings=replicated(mesh))
 
@@ -67,30 +74,47 @@ class Predictor:
           batches: from `data.pipeline.eval_batches`; of several processes each passes its rows and
             gets the answers of all.
         """
-        waiting = None
+        start, waiting = self.starter(params), None
         for batch, meta in batches:
             # The device works on this batch while the host writes out the one before.
-            started = self.start(params, batch, len(meta)), meta
+            started = start(batch, len(meta)), meta
             if waiting is not None:
                 yield from self.collect(*waiting)
             waiting = started
         if waiting is not None:
             yield from self.collect(*waiting)
 
-    def start(
-        self, params: tuple[nnx.State, ...], batch: Batch, products: int | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Sends a batch to the device, and does not wait: `collect` does.
+    def starter(self, params: tuple[nnx.State, ...]) -> Callable[..., Started]:
+        """Makes what sends the batches of a stream to the devices, and does not wait.
+
+        Between the batches it keeps encodings of questions, and so the parameters: it is to be
+        dropped with the stream.
 
         Args:
           params: as in `__call__`.
-          batch: of which each process passes the rows of its own.
-          products: P, the rows of all processes; None: each passes all of them.
-        """
-        placed = place_batch(batch, self._mesh, products)
-        return self._everywhere((*self._run(params, placed), placed["question_valid"]))
 
-    def collect(self, results: tuple[jax.Array, ...], meta: Meta) -> Iterator[ScoredAnswer]:
+        Returns:
+          `start(batch, products=None)`, whose results `collect` waits for. Of a batch, a process
+          passes the rows of its own, and as `products` P, the rows of all processes; None: each
+          passes all of them.
+        """
+        asks = self._config.model.question_encoder
+        tables = QuestionTables(functools.partial(self._encode_table, params)) if asks else None
+
+        def start(batch: Batch, products: int | None = None) -> Started:
+            rest = {name: value for name, value in batch.items() if name != "question_ids"}
+            placed = place_batch(rest, self._mesh, products)
+            if tables is not None:
+                placed["encoded_questions"] = tables(batch["question_ids"])
+            return self._everywhere((*self._run(params, placed), placed["question_valid"]))
+
+        return start
+
+    def _encode_table(self, params: tuple[nnx.State, ...], ids: np.ndarray) -> Encoded:
+        placed = place_batch({"question_ids": ids}, self._mesh)
+        return self._encode(params, placed["question_ids"])
+
+    def collect(self, results: Started, meta: Meta) -> Iterator[ScoredAnswer]:
         """Yields the answers of a batch that was started, in order."""
         ids, confidence, weights, valid = map(np.asarray, results)
         asked = [
@@ -150,7 +174,16 @@ def answer_batch(
     params: tuple[nnx.State, ...],
     batch: dict,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Encodes, fuses and decodes one batch: a pure function, to be jitted.
+    """Encodes a batch's sources, fuses and decodes: a pure function, to be jitted.
+
+    Args:
+      graph: of the model.
+      mesh: that the program is for.
+      length: L.
+      config: how questions are answered.
+      params: the states that, with the graph, make the model.
+      batch: as `data.batching.collate` makes it, but for `question_ids`, in place of which it has
+        `encoded_questions`, from `encode_table`; neither without a question encoder.
 
     Returns:
       ids, int32 [P, Q, N, L], and their confidence, float32 [P, Q, N], the best answer first and
@@ -159,8 +192,9 @@ def answer_batch(
     """
     model = nnx.merge(graph, *params)
     index, asked = batch["question_index"], batch["question_valid"]
+    question = batch["encoded_questions"] if model.config.question_encoder else None
     with using(mesh):
-        question, sources, _ = model.encode(batch)
+        sources, _ = model.encode_sources(model.texts_that_are_there(batch))
         fused = model.fuse(question, index, sources, model.present(batch))
         found = best_answers(
             model,

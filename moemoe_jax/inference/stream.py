@@ -1,8 +1,10 @@
 """Records of any number to batches, a window at a time: what is in memory does not grow with them.
 
 A window is read while the one before is answered. Its rows are sorted by length, so that a batch
-holds texts of about one length, and go back into their order when they are answered. What a batch
-holds depends on nothing but its window, so that answering a window again gives the same answers.
+holds texts of about one length, and go back into their order when they are answered. The questions
+that every record is asked come first in every batch's table, so that batches have the same one,
+whose encodings can be kept (`inference.questions`). What a batch holds depends on nothing but its
+window, so that answering a window again gives the same answers.
 
 Shapes: P products, Q questions per product, U distinct questions, K tokens of a text.
 """
@@ -15,15 +17,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from moemoe_jax.data.batching import Batch, collate
+from moemoe_jax.data.batching import Batch, collate, distinct_questions
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
-from moemoe_jax.data.questions import Example
+from moemoe_jax.data.questions import Example, question_text
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.evaluation.answers import ScoredAnswer
 from moemoe_jax.files import shown
 from moemoe_jax.inference.buckets import batch_sizes, question_tables, smallest, text_lengths
 from moemoe_jax.inference.config import AnswerConfig
+from moemoe_jax.inference.questions import questions_compete
 from moemoe_jax.models.config import MoEMoEConfig
 
 _MOST_QUESTIONS = 64  # of a row, by default
@@ -107,7 +110,8 @@ class Stream:
 
     Attributes:
       windows: how many there are.
-      shapes: (P, K, U) of the batches so far; each is a program.
+      shapes: (P, K, U) of the batches so far; each is a program, beside one for each U that encodes
+        a table of questions.
       most_shapes: how many there can be at most.
     """
 
@@ -127,6 +131,11 @@ class Stream:
         self._lengths = text_lengths(model, answer.lengths)
         most = config.products_per_batch * config.questions_per_product
         self._tables = question_tables(most, len(reader.ask))
+        self._compete = questions_compete(model)
+        self._always = [
+            question_text(name, config.question_template, config.question_templates)
+            for name in reader.ask
+        ]
         self.shapes: set[Shape] = set()
         self.most_shapes = len(self._sizes) * len(self._lengths) * len(self._tables)
 
@@ -195,14 +204,27 @@ class Stream:
             window.rows[i] = None
         size = smallest(self._sizes, len(rows))
         length = smallest(self._lengths, max(map(_tokens, rows)))
-        distinct = len({example.question for row in rows for example in row.examples})
-        table = smallest(self._tables, distinct)
-        self.shapes.add((size, length, table))
         filled = [*rows, *[Product((), {})] * (size - len(rows))]
         examples = [row.examples for row in filled]
-        batch = collate(filled, examples, self._reader, table, length)
+        questions = self._questions(examples)
+        table = smallest(self._tables, len(questions))
+        self.shapes.add((size, length, table))
+        batch = collate(filled, questions, self._reader, table, length)
         del batch["answer_ids"]
         return Work(window, chosen, batch, examples)
+
+    def _questions(self, examples: list[tuple[Example, ...]]) -> list[str]:
+        """The table of a batch: the same for as many batches as may be.
+
+        First come the questions that every record is asked, whether or not these rows are, if there
+        is room for them; then all others in the order of the alphabet. Where questions compete,
+        those of the batch alone, as they come.
+        """
+        asked = distinct_questions(examples)
+        if self._compete:
+            return asked
+        table = list(dict.fromkeys((*self._always, *sorted(asked))))
+        return table if len(table) <= self._tables[-1] else sorted(asked)
 
 
 def _tokens(row: Product) -> int:

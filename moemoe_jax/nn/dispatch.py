@@ -5,8 +5,9 @@ backwards: a `Plan` holds the map from slots to tokens *and* its inverse.
 
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
 smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
-tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
-factor there is one C. On TPUs, queues lie in blocks (see `blocks`), which need no tiers.
+tier is a little more than the mean and has slots that are lent (see `lending`); if that is a CPU,
+experts take turns where it does not do (see `in_turn`). With a capacity factor there is one C. On
+TPUs, queues lie in blocks (see `blocks`), which need no tiers.
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.nn.blocks import block_sizes, lay_out
 from moemoe_jax.nn.grouped import grouped_dot
+from moemoe_jax.nn.in_turn import in_turn, sizes_for
 from moemoe_jax.nn.lending import copies, lend, room_for
 from moemoe_jax.nn.queues import Queue, capacity, capacity_tiers, enqueue
 from moemoe_jax.nn.routing import Routing, pick
@@ -128,13 +130,16 @@ def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
 def _index(experts, x, weights, queue, tiers, loans):
     """Gathers into [E, C, D] with the smallest tier C that holds the longest queue.
 
-    Where there are `loans`, their room takes the first tier's place.
+    Where there are `loans`, their room takes the first tier's place; on one CPU, turns those of all
+    others.
     """
     # A switch keeps room for what the backward pass of every branch needs, taken or not. All but
     # the usual branch therefore keep nothing and compute their forward pass again.
     branches = [functools.partial(_in_tier, size, experts) for size in tiers]
+    if len(tiers) > 1 and mesh_in_use() is None and platform_in_use() == "cpu":
+        branches[1:] = [functools.partial(_one_by_one, experts)]
     branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
-    tier = jnp.sum(queue.longest > jnp.array(tiers[:-1], jnp.int32))
+    tier = jnp.sum(queue.longest > jnp.array(tiers[: len(branches) - 1], jnp.int32))
     if loans is not None:
         branches[0] = functools.partial(_in_room, loans, experts)
         tier = jnp.where(loans.wanted <= loans.room.blocks, 0, jnp.maximum(tier, 1))
@@ -146,6 +151,15 @@ def _in_tier(size, experts, x, weights, queue):
     tokens = (plan.source // weights.shape[1]).reshape(inputs.shape[:2])
     everyone = jnp.arange(inputs.shape[0])
     return combine(experts(inputs, _numbers(queue, tokens, everyone), batched_dot), plan, weights)
+
+
+def _one_by_one(experts, x, weights, queue):
+    (tokens, top_k), count = weights.shape, queue.load.shape[0]
+    inputs, plan = dispatch(x, queue, tokens)
+    whose = (plan.source // top_k).reshape(count, tokens)
+    numbers = _numbers(queue, whose, jnp.arange(count))
+    sizes = sizes_for(tokens, top_k, count)
+    return combine(in_turn(experts, inputs, numbers, queue.load, sizes), plan, weights)
 
 
 def _in_room(loans, experts, x, weights, queue):

@@ -9,6 +9,7 @@ from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
 from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.predictor import Predictor
+from moemoe_jax.inference.questions import questions_compete
 from moemoe_jax.parallel.sharding import local_rows
 from moemoe_jax.training.config import METRICS
 from moemoe_jax.training.setup import Data, Run
@@ -31,6 +32,7 @@ class Validation:
             data.val,
             data.tokenizer,
             dataclasses.replace(config.data, products_per_batch=size, distinct_questions=0),
+            one_table=not questions_compete(config.model),
             rows=local_rows(run.mesh, size),
             rejects=data.rejects,
         )

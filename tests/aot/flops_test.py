@@ -88,6 +88,10 @@ def test_the_formula_of_answers_is_what_is_lowered(trained, path, beams):
     formula = flops.answering_flops(config).totals()
     assert work.total_flops(Module(text)) == pytest.approx(formula["total"], rel=1e-4)
     assert formula["model"] == sum(p.forward for p in flops.answering_flops(config).parts.values())
+    # The questions come encoded; what does so is a program of its own.
+    text = programs.lower_questions(config, run).as_text("hlo")
+    asked = flops.training_flops(flops.answered(config)).parts["question_encoder"]
+    assert work.total_flops(Module(text)) == pytest.approx(asked.forward, rel=1e-4)
 
 
 @pytest.mark.parametrize(

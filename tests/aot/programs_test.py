@@ -72,6 +72,20 @@ def test_both_programs_lower_on_a_mesh():
         assert "all_to_all" in lower(config, run).as_text()
 
 
+def test_without_a_question_encoder_there_is_no_program_of_it():
+    mapping = get_config()
+    mapping.data.products_per_batch = mapping.answer.products_per_batch = 8
+    mapping.model.question_encoder = mapping.model.question_start = False
+    mapping.model.fusion.gate, mapping.optimizer.rate_scale = "unit", {}
+    mapping.data.context_includes_question = True
+    mapping.data.questions_per_product = 1
+    config = from_config_dict(mapping, 400)
+    run = planned(config)
+    assert "while" in programs.lower_answering(config, run).as_text()
+    with pytest.raises(UserError, match="leave 'questions' out of --programs"):
+        programs.lower_questions(config, run)
+
+
 def test_a_tokenizer_s_vocabulary_must_be_said():
     mapping = get_config()
     assert programs.vocabulary(mapping) == 400

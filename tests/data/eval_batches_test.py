@@ -33,6 +33,24 @@ def test_evaluation_asks_every_question_exactly_once_in_order(tokenizer, chunk):
     assert len(batches) == len(list(batches))  # a second time, from the caches
 
 
+@pytest.mark.parametrize(("more", "same"), [(0, True), (8, True), (9, False)])
+def test_batches_share_one_table_where_it_has_room_for_all_questions(tokenizer, more, same):
+    source = products(7)
+    own = [Question(f"question {number}?") for number in range(more)]
+    source.records[5] = product(5, questions=tuple(own))
+    settings = {"questions_per_product": 3, "threads": 2}  # 4 rows a batch: room for 12 questions
+    usual = list(evaluate(tokenizer, source, **settings))
+    batches = list(evaluate(tokenizer, source, one_table=True, **settings))
+    tables = {batch["question_ids"].tobytes() for batch, _ in batches}
+    assert (len(tables) == 1) == same
+    for (batch, meta), (other, _) in zip(batches, usual, strict=True):
+        assert batch["question_ids"].shape == (min(4 + more, 12), 60)
+        asked = batch["question_ids"][batch["question_index"]][batch["question_valid"]]
+        assert [tokenizer.decode(ids) for ids in asked] == [e.question for r in meta for e in r]
+        theirs = other["question_ids"][other["question_index"]][other["question_valid"]]
+        np.testing.assert_array_equal(asked, theirs)
+
+
 def test_evaluation_can_ask_what_the_record_does_not_say(tokenizer):
     batches = evaluate(tokenizer, products(1), ask=("brand",), questions_per_product=5)
     ((batch, meta),) = batches

@@ -78,9 +78,10 @@ def train(tokenizer, *, source=None, seed=0, start_step=0, rows=None, **changes)
     )
 
 
-def evaluate(tokenizer, source=None, remove=(), ask=(), rows=None, **changes):
+def evaluate(tokenizer, source=None, remove=(), ask=(), rows=None, one_table=False, **changes):
     source = source or products()
-    return eval_batches(source, tokenizer, make_config(**changes), remove, ask, rows=rows)
+    config = make_config(**changes)
+    return eval_batches(source, tokenizer, config, remove, ask, rows=rows, one_table=one_table)
 
 
 def asked(tokenizer, batch):

@@ -82,11 +82,11 @@ def write(path, count, bad=()):
             out.write(json.dumps({"id": f"r{index}", "sources": sources}) + "\n")
 
 
-def stream(source, answer=ANSWER, threads=2, trained=()):
+def stream(source, answer=ANSWER, threads=2, trained=(), model=MODEL):
     data = stream_data(dataclasses.replace(DATA, threads=threads), answer, len(ASK))
     counters = {"rejects": Rejects(), "notes": Notes()}
     reader = ProductReader(source, Numbers(), data, labelled_only=False, ask=ASK, **counters)
-    return Stream(reader, MODEL, answer, trained=trained)
+    return Stream(reader, model, answer, trained=trained)
 
 
 def mesh():
@@ -99,10 +99,10 @@ def weights():
 
 
 def predictor():
-    """A Predictor with `begin` (a batch's `start`) and `programs` (how many were compiled)."""
+    """A Predictor with `begin` (sends a batch) and `programs` (how many were compiled)."""
     graph, params = weights()
     halved = lambda confidence, attributes: confidence / 2  # noqa: E731
     made = Predictor(graph, SETTINGS, Numbers(), mesh(), name="tiny", calibration=halved)
-    made.begin = functools.partial(made.start, (params,))
-    made.programs = made._run._cache_size
+    made.begin = made.starter((params,))
+    made.programs = lambda: made._run._cache_size() + made._encode._cache_size()
     return made

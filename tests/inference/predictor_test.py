@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 
 from flax import nnx
 import jax
@@ -58,13 +60,18 @@ def meta(valid, number):
 
 
 @pytest.fixture(scope="module")
-def answered():
-    """Two batches of 4 products x 3 questions, the model, and what the predictor says of them."""
-    model = random_model(MODEL, seed=4)  # some answers end at once
-    graph, params = nnx.split(model)
+def predictor():
+    graph, _ = nnx.split(random_model(MODEL))
     halved = lambda confidence, attributes: confidence / 2  # noqa: E731
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    predictor = Predictor(graph, SETTINGS, Numbers(), mesh, name="tiny", calibration=halved)
+    return Predictor(graph, SETTINGS, Numbers(), mesh, name="tiny", calibration=halved)
+
+
+@pytest.fixture(scope="module")
+def answered(predictor):
+    """Two batches of 4 products x 3 questions, the model, and what the predictor says of them."""
+    model = random_model(MODEL, seed=4)  # some answers end at once
+    _, params = nnx.split(model)
     batches = [batch(MODEL, seed=seed) for seed in (0, 1)]
     pairs = [(data, meta(data["question_valid"], n)) for n, data in enumerate(batches)]
     return model, pairs, list(predictor((params,), iter(pairs)))
@@ -113,6 +120,63 @@ def test_the_confidence_is_the_probability_of_what_is_said(answered):
                 list(answer.source_weights.values()), weights[row], atol=2e-6
             )
     assert len(set(lengths)) > 1
+
+
+@pytest.fixture
+def tables(predictor, monkeypatch):
+    """The ids of every table that is encoded from here on."""
+    encoded, encode = [], predictor._encode
+
+    def count(params, ids):
+        encoded.append(np.asarray(ids))
+        return encode(params, ids)
+
+    monkeypatch.setattr(predictor, "_encode", count)
+    return encoded
+
+
+def test_questions_are_encoded_once_a_stream_and_answers_are_the_same(predictor, answered, tables):
+    model, pairs, _ = answered
+    _, params = nnx.split(model)
+    # Four batches of three products; the first three ask of one table, each of it in its own way.
+    data = [batch(MODEL, seed=seed) for seed in range(4)]
+    for other in data[1:3]:
+        other["question_ids"] = data[0]["question_ids"]
+    pairs = [(one, meta(one["question_valid"], n)) for n, one in enumerate(data)]
+    kept = list(predictor((params,), pairs))
+    assert len(tables) == 2
+    np.testing.assert_array_equal(tables[0], data[0]["question_ids"])
+    alone = [answer for pair in pairs for answer in predictor((params,), [pair])]
+    assert len(tables) == 2 + 4
+    assert kept == alone and len(kept) == 32
+
+
+def test_encodings_are_of_the_parameters_of_the_moment_and_go_with_them(
+    predictor, answered, tables
+):
+    model, pairs, answers = answered
+    _, params = nnx.split(model)
+    _, others = nnx.split(random_model(MODEL, seed=5))
+    assert list(predictor((params,), pairs)) == answers
+    assert list(predictor((others,), pairs)) != answers
+    assert len(tables) == 4
+    gone = weakref.ref(jax.tree.leaves(others["question_encoder"])[0])
+    del others
+    gc.collect()
+    assert gone() is None
+
+
+def test_without_a_question_encoder_none_is_encoded():
+    fusion = dataclasses.replace(MODEL.fusion, gate="unit")
+    config = dataclasses.replace(MODEL, question_encoder=False, fusion=fusion)
+    graph, params = nnx.split(random_model(config, seed=4))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    settings = dataclasses.replace(SETTINGS, model=config)
+    predictor = Predictor(graph, settings, Numbers(), mesh)
+    data = batch(config)
+    answers = list(predictor((params,), [(data, meta(data["question_valid"], 0))]))
+    assert len(answers) == 8
+    assert predictor._encode._cache_size() == 0
 
 
 def test_to_say_nothing_is_to_abstain(answered):

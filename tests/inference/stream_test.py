@@ -22,7 +22,7 @@ from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.stream import ahead, answer_windows
 from moemoe_jax.models.config import MoELayers
 from moemoe_jax.nn.moe import MoEConfig
-from tests.inference.numbers import ANSWER, ASK, MODEL, Records, predictor, stream
+from tests.inference.numbers import ANSWER, ASK, MODEL, Records, predictor, stream, weights
 from tests.models.tiny import QUICK, WITH_IMAGE, batch, random_model
 
 
@@ -178,6 +178,63 @@ def test_answers_do_not_depend_on_windows_and_lengths(answers):
         np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=1e-4)
     for a, b in zip(several, one, strict=True):
         assert a.source_weights == pytest.approx(b.source_weights, abs=3e-6)
+
+
+class Various(Records):
+    """Records that say something of what is asked, in either order, and some ask more."""
+
+    def __getitem__(self, index):
+        said = dict.fromkeys(ASK[:: 1 if index % 2 else -1], "4")
+        own = (Question("4 5", ()),) if index % 4 == 3 else ()
+        return dataclasses.replace(super().__getitem__(index), attributes=said, questions=own)
+
+
+def tables_of(records, model=MODEL):
+    """The tables of all batches of a stream, and what they ask."""
+    made = stream(records, dataclasses.replace(ANSWER, window=5), threads=0, model=model)
+    works = list(made.works(range(made.windows)))
+    return [work.batch["question_ids"] for work in works], [
+        {example.question for row in work.meta for example in row} for work in works
+    ]
+
+
+def ids(*questions):
+    return [[int(token) for token in question.split()] + [1] for question in questions]
+
+
+def said_by(table):
+    return [[int(token) for token in row if token] for row in table]
+
+
+def test_what_all_records_are_asked_comes_first_in_all_tables():
+    tables, asked = tables_of(Various(20))
+    for table, questions in zip(tables, asked, strict=True):
+        others = ["4 5"] if "4 5" in questions else []
+        assert [row for row in said_by(table) if row] == ids(*ASK, *others)
+    assert len(tables) > 5
+    assert len({table.tobytes() for table in tables}) == 2
+
+
+def test_where_questions_compete_a_table_has_no_others():
+    model = dataclasses.replace(
+        MODEL, moe=MoEConfig(capacity_factor=1.0), moe_layers=MoELayers(question_encoder="all")
+    )
+    firsts = set()
+    tables, asked = tables_of(Various(20), model)
+    for table, questions in zip(tables, asked, strict=True):
+        rows = [row for row in said_by(table) if row]
+        assert sorted(rows) == sorted(ids(*questions))
+        firsts.add(tuple(rows[0]))
+    assert len(firsts) > 1  # as they come
+
+
+def test_a_stream_encodes_its_questions_once(answers, monkeypatch):
+    model, run = answers
+    encoded, encode = [], model._encode
+    monkeypatch.setattr(model, "_encode", lambda *given: encoded.append(1) or encode(*given))
+    monkeypatch.setattr(model, "begin", model.starter((weights()[1],)))
+    made, _ = run()
+    assert made.windows == 5 and len(encoded) == 1
 
 
 def test_there_are_as_many_programs_as_shapes_and_no_more_later(answers):

@@ -104,7 +104,11 @@ def test_back_ends_equal_the_slow_loop_in_value_and_gradient(backend):
     ("partial", "tier"),
     [(0, 0), (50, 1), (128, 2)],
 )
-def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial, tier):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # a CPU's experts take turns from tier 1 on
+def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(
+    partial, tier, platform, monkeypatch
+):
+    monkeypatch.setattr(dispatch, "platform_in_use", lambda: platform)
     params, x, _ = problem(128)
     params["router"] = params["router"] * 0.1
     # Scaled as a layer's are: outputs of order 1, for which the bound below is meant.
@@ -120,7 +124,9 @@ def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial,
     chex.assert_trees_all_close(index, dense, atol=1e-5, rtol=1e-5)
 
 
-def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass(platform, monkeypatch):
+    monkeypatch.setattr(dispatch, "platform_in_use", lambda: platform)
     params, x, _ = problem(128)
     function = functools.partial(moe, valid=jnp.ones(128, bool), backend="index")
     _, backward = jax.vjp(lambda p, x: function(p, x)[0], params, x)

@@ -16,6 +16,7 @@ import pytest
 
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.predictor import answer_batch
+from moemoe_jax.inference.questions import encode_table
 from moemoe_jax.models.build import create_model
 from moemoe_jax.nn.dispatch import DISPATCHERS
 from moemoe_jax.parallel.mesh import make_mesh
@@ -77,12 +78,15 @@ def test_answers(beams, half):
     for platform in (None, "cpu"):
         mesh = make_mesh(ONE, jax.devices(platform)[:1])
         run = jax.jit(functools.partial(answer_batch, graph, mesh, 8, answers))
-        placed = jax.device_put(params, replicated(mesh))
-        found[platform] = [np.asarray(x) for x in run((placed,), place_batch(data, mesh))]
+        encode = jax.jit(functools.partial(encode_table, graph, mesh))
+        placed = (jax.device_put(params, replicated(mesh)),)
+        there = place_batch(data, mesh)
+        there["encoded_questions"] = encode(placed, there.pop("question_ids"))
+        found[platform] = [np.asarray(x) for x in run(placed, there)]
     (ids, sure, _), (wanted, wanted_sure, _) = found[None], found["cpu"]
-    there = data["question_valid"]
-    same = np.mean(np.all(ids == wanted, axis=-1)[there])
-    off = np.max(np.abs(np.log(sure[there]) - np.log(wanted_sure[there])))
+    asked = data["question_valid"]
+    same = np.mean(np.all(ids == wanted, axis=-1)[asked])
+    off = np.max(np.abs(np.log(sure[asked]) - np.log(wanted_sure[asked])))
     print(f"{beams} beams, {'bfloat16' if half else 'float32'}: {same:.1%} the same, {off:.1e} off")
     assert np.all(np.isfinite(sure))
     if not half:
