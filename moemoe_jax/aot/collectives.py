@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from moemoe_jax.aot.hlo import Array, Instruction, Module
+from moemoe_jax.aot.hlo import Array, Instruction, Module, Run
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -50,7 +50,7 @@ def collectives(module: Module) -> list[Collective]:
     found = []
     for run in module.runs():
         kind = run.instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        if kind not in KINDS or _goes_on(run):
             continue
         # A TPU sums and scatters in a fusion of an all-reduce and a slice.
         if kind == "all-reduce" and run.computation.name.startswith("all-reduce-scatter"):
@@ -76,6 +76,19 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
             count = sum(c.times for c in these)
             table[kind] = {"count": count, "bytes": sum(c.sent for c in these)}
     return table
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether a collective was started elsewhere.
+
+    A TPU hides one behind other work, in pieces: a fusion starts it, others that compute as well
+    take it further, and one ends it. Each has the whole of it in its text, with a chain's number.
+    """
+    if "chain_id=" not in run.instruction.attributes:
+        return False
+    return not any(
+        "AsyncCollectiveStart" in i.attributes for i in run.computation.instructions.values()
+    )
 
 
 def _whole(instruction: Instruction) -> tuple[Array, ...]:

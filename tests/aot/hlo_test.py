@@ -121,6 +121,37 @@ def test_groups_in_an_unknown_form_are_refused():
         collectives.collectives(Module(text))
 
 
+def test_a_collective_that_runs_beside_several_fusions_counts_once():
+    def fusion(number, work):
+        return f"""%piece.{number} (p: f32[100]) -> f32[200] {{
+  %p = f32[100]{{0}} parameter(0)
+  %gather = f32[200]{{0}} all-gather(%p), replica_groups={{{{0,1}}}}, frontend_attributes={{chain_id="3"}}
+  ROOT %out = f32[200]{{0}} {work}
+}}
+
+"""
+
+    works = (
+        'custom-call(%gather), custom_call_target="AsyncCollectiveStart"',
+        "copy(%gather)",
+        'custom-call(%gather), custom_call_target="AsyncCollectiveDone"',
+    )
+    pieces = "".join(fusion(number, work) for number, work in enumerate(works))
+    calls = "".join(
+        f"  %f.{n} = f32[200]{{0}} fusion(%x), kind=kOutput, calls=%piece.{n}\n" for n in range(3)
+    )
+    (found,) = collectives.collectives(
+        Module(f"""HloModule jit_step, num_partitions=2
+
+{pieces}ENTRY %main (x: f32[100]) -> f32[200] {{
+  %x = f32[100]{{0}} parameter(0)
+{calls}  ROOT %end = f32[200]{{0}} copy(%f.2)
+}}
+""")
+    )
+    assert (found.times, found.payload) == (1, 800)
+
+
 def test_kinds_are_summed_up():
     table = collectives.by_kind(collectives.collectives(Module(PROGRAM)))
     assert list(table) == list(collectives.KINDS)
