@@ -245,9 +245,10 @@ def _answer(
 
 def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say) -> None:
     shapes = ", ".join(f"{p}x{k}x{u}" for p, k, u in sorted(stream.shapes))
+    encoder = "; one for each number of questions encodes them" if model.question_encoder else ""
     say(
         f"  programs: {len(stream.shapes)} compiled, at most {stream.most_shapes} (products x text "
-        f"length x distinct questions: {shapes or 'none'})"
+        f"length x distinct questions: {shapes or 'none'}){encoder}"
     )
     if model.has("text") and (reason := padding_is_read(model)):
         say(f"  texts are padded to one length: {reason}")
