@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     loaded = common.limited(loading.load(workdir, args.checkpoint))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
-    what = re.sub(r"[^\w.-]+", "_", args.input).strip("_") if args.input else args.split
+    what = re.sub(r"[^\w.-]+", "_", args.input).strip("._") if args.input else args.split
     name = args.name or "-without-".join([what, *args.remove_sources])
     limit, index = loaded.config.data.max_reject_fraction, jax.process_index()
     of_the_run = Rejects(workdir.rejects, limit, index)

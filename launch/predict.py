@@ -27,7 +27,8 @@ flags.DEFINE_string("output", None, "Answers: .jsonl or .parquet.", required=Tru
 flags.DEFINE_list(
     "attributes",
     [],
-    "Attributes to ask of every record; by default those that the model was trained on.",
+    "Attributes to ask of every record, besides its own questions; by default those that the model "
+    "was trained on.",
 )
 common.define_reject_limit()
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
@@ -37,7 +38,9 @@ flags.DEFINE_list(
     "Settings of answering to change, such as beams=4,alternatives=3; by default the run's.",
 )
 flags.DEFINE_bool(
-    "overwrite", False, "Whether to start anew, and to replace an existing output at the end."
+    "overwrite",
+    False,
+    "Whether to start anew, every time, and to replace an existing output at the end.",
 )
 
 

@@ -136,7 +136,8 @@ class WorkDir:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
                 f"{self.path} belongs to a run with other settings ({shown}{more}); "
-                "choose another --workdir, or remove this one"
+                "to go on, give them as they were; for other settings choose another --workdir, "
+                "which can start from this one (--config.init.work_dir)"
             )
         return True
 

@@ -87,9 +87,21 @@ class ProductReader:
             kept = tuple(e for e in examples if e.labelled or not self._labelled_only)
             if notes is not None:
                 notes.add("questions without a known answer left out", len(examples) - len(kept))
+                self._note_unread(record, notes)
             known = (record.id, kept)
             self._texts.put(index, known, 400 * len(kept))
         return known
+
+    def _note_unread(self, record: Record, notes: Notes) -> None:
+        """Notes a source of which a record has no field, while it has others that nobody reads."""
+        read = {field for source in self.config.sources for field in source.fields}
+        unread = sorted(record.sources.keys() - read)
+        for source in self.config.sources if unread else ():
+            if not any(field in record.sources for field in source.fields):
+                fields = ", ".join(source.fields)
+                event = f"records without source {source.name!r} ({fields}), but with others"
+                others = ", ".join(map(shown, unread))
+                notes.add(event, example=f"record {shown(record.id)} with {others}, not read")
 
     def prime(self, index: int, record: Record) -> None:
         """Decodes small images that the record holds in itself.

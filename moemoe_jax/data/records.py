@@ -289,7 +289,7 @@ def _questions(given: Any) -> tuple[Question, ...]:
     questions = []
     for one in given:
         if not isinstance(one, Mapping) or not one.get("question"):
-            raise RecordError("wrong question: not an object with a 'question' text")
+            raise RecordError("wrong question: not an object such as {'question': …, 'answer': …}")
         if "answer" in one and "answers" in one:
             raise RecordError("wrong question: both 'answer' and 'answers'; give one of them")
         answers = [one["answer"]] if "answer" in one else one.get("answers") or []

@@ -12,13 +12,15 @@ import threading
 
 from moemoe_jax.errors import UserError
 
+_Key = tuple[str, int, str, str | None]  # file, line, reason, id
+
 
 class Rejects:
     """The list of rejects of one job; safe to use from several threads.
 
     Each reject is one line of `rejects.jsonl`: `{"file", "line", "reason", "id"?}`; `line` counts
     from 1 (for Parquet and TFDS: the row) and is 0 where the whole file is meant. The same file,
-    line and reason count and are written once, also when a job is resumed with the same file.
+    line, reason and id count and are written once, also when a job is resumed with the same file.
 
     Of several processes each has a list of its own. What all of them find (see `found_by_all`), the
     first writes down; what another finds alone goes to `rejects.<process>.jsonl`.
@@ -49,7 +51,7 @@ class Rejects:
         self._process = process
         self.max_fraction = max_fraction
         self.reasons: Counter[str] = Counter()  # by kind: the reason up to its first colon
-        self._keys: set[tuple[str, int, str]] = set()
+        self._keys: set[_Key] = set()
         self._seen: dict[str, int] = {}
         self._lock, self._thread = threading.Lock(), threading.local()
         if anew and self.path is not None:
@@ -98,7 +100,7 @@ class Rejects:
           reason: one line; its text up to the first colon is the kind it is counted under.
           id: the record's id where it is known.
         """
-        key = (str(file), int(line), reason)
+        key = (str(file), int(line), reason, id)
         with self._lock:
             if key in self._keys:
                 return
@@ -129,18 +131,18 @@ class Rejects:
         if share <= self.max_fraction:
             return
         reason, count = self.reasons.most_common(1)[0]
-        file, line, _ = min(key for key in self._keys if key[2].split(":", 1)[0] == reason)
+        file, line = min(key[:2] for key in self._keys if key[2].split(":", 1)[0] == reason)
         listed = f"all are listed in {self.path}; " if self.path is not None else ""
         raise UserError(
             f"{total} of {seen} records were rejected ({share:.1%}), more than the "
-            f"{self.max_fraction:.1%} of data.max_reject_fraction; most often ({count} times): "
+            f"{self.max_fraction:.1%} of data.max_reject_fraction; most often ({count} of them): "
             f"{reason}, first in {file} line {line}; {listed}"
-            "mend the data or raise data.max_reject_fraction (where there is no --config: "
+            "mend the data or raise --config.data.max_reject_fraction (of evaluate and predict: "
             "--max_reject_fraction)"
         )
 
 
-def _read_keys(path: Path | None) -> set[tuple[str, int, str]]:
+def _read_keys(path: Path | None) -> set[_Key]:
     """The rejects that an earlier run of the job wrote; a line cut short by a kill is closed."""
     if path is None or not path.exists():
         return set()
@@ -152,7 +154,7 @@ def _read_keys(path: Path | None) -> set[tuple[str, int, str]]:
     for line in data.decode("utf-8", "replace").splitlines():
         try:
             entry = json.loads(line)
-            keys.add((entry["file"], entry["line"], entry["reason"]))
+            keys.add((entry["file"], entry["line"], entry["reason"], entry.get("id")))
         except (ValueError, KeyError, TypeError):
             continue  # the cut-short line itself
     return keys

@@ -73,8 +73,8 @@ class MeshConfig:
             )
         if device_count % known:
             raise UserError(
-                f"mesh {self}: {known} does not divide the {device_count} devices; "
-                f"choose sizes whose product divides {device_count}"
+                f"mesh {self}: {known} does not divide the {device_count} "
+                f"device{'s' * (device_count > 1)}; choose sizes whose product does"
             )
         return tuple(device_count // known if size == -1 else size for size in self.sizes)
 
@@ -120,7 +120,7 @@ def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     try:
         sizes = config.resolve(count)
     except UserError as error:
-        here = "to plan for devices that are not here, give all sizes, such as mesh.data=4"
+        here = "to plan for devices that are not here, give all, such as --config.mesh.data=4"
         raise UserError(f"{error}; {here}") from None
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -69,7 +69,8 @@ def _summary(run: Run, trainable: Trainable, notes: int) -> Iterator[str]:
 
 def _share(size: int, chip: Chip) -> str:
     fits = "" if size < chip.hbm_bytes else " (does not fit)"
-    return f"{chip.name} {size / chip.hbm_bytes:.0%}{fits}"
+    share = size / chip.hbm_bytes
+    return f"{chip.name} {'<1%' if share < 0.01 else f'{share:.0%}'}{fits}"
 
 
 def _vocabulary(

@@ -3,6 +3,7 @@
 from collections import Counter
 import dataclasses
 import json
+import re
 
 import chex
 import jax
@@ -16,6 +17,7 @@ from tests.data.products import (
     asked,
     evaluate,
     make_config,
+    png,
     product,
     products,
     take,
@@ -131,6 +133,18 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
         train(tokenizer, source=ListSource(records), max_reject_fraction=0.1)
+
+
+def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(tokenizer):
+    misspelt = {"titel": "red shirt", "image": png()}
+    records = [product(0), product(1, sources=misspelt), product(2, sources={"title": "a shirt"})]
+    notes = train(tokenizer, source=ListSource(records)).notes
+    (line,) = [line for line in notes.lines() if "without source" in line]
+    assert re.fullmatch(
+        r"note: records without source 'text' \(.*title.*\), but with others: 1, "
+        r"such as record 'p1' with 'titel', not read",
+        line,
+    )
 
 
 def test_a_cache_of_no_size_changes_nothing(tokenizer):

@@ -102,7 +102,7 @@ def test_numbers_as_values_become_texts_and_half_surrogates_a_question_mark():
         ({"alternatives": {"b": ["x"]}}, "'b' has none of its values"),
         ({"attribute": {}}, "did you mean 'attributes'"),
         ({"questions": {}}, "'questions' is a object, not a list"),
-        ({"questions": [{"answer": "x"}]}, "with a 'question' text"),
+        ({"questions": [{"answer": "x"}]}, "such as {'question'"),
         ({"questions": [{"question": "q", "answer": "x", "answers": []}]}, "both"),
         ({"evidence": {"a": "sound"}}, "'sound', not one of"),
         ({"product_type": 3}, "'product_type' is a number"),

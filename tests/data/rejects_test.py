@@ -24,6 +24,16 @@ def test_the_same_reject_counts_once(tmp_path):
     assert len(lines) == 3
 
 
+def test_an_image_that_several_records_share_counts_for_each(tmp_path):
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    for number in (1, 2, 2):
+        rejects.add("img/none.jpg", 0, "image not found: no such file", id=f"p{number}")
+    assert rejects.total == 2
+    again = Rejects(rejects.path)
+    again.add("img/none.jpg", 0, "image not found: no such file", id="p2")
+    assert len(rejects.path.read_text().splitlines()) == 2
+
+
 def test_a_resumed_job_counts_again_but_does_not_write_again(tmp_path):
     path = tmp_path / "rejects.jsonl"
     Rejects(path).add("a", 1, "no id")
@@ -64,9 +74,17 @@ def test_too_many_stop_the_job(tmp_path):
     with pytest.raises(UserError) as error:
         rejects.check()  # 3 of 4
     text = str(error.value)
-    for part in ("3 of 4", "75.0%", "50.0%", "2 times", "not JSON", "a line 2", str(rejects.path)):
+    for part in (
+        "3 of 4",
+        "75.0%",
+        "50.0%",
+        "2 of them",
+        "not JSON",
+        "a line 2",
+        str(rejects.path),
+    ):
         assert part in text
-    assert "raise data.max_reject_fraction" in text and "\n" not in text
+    assert "raise --config.data.max_reject_fraction" in text and "\n" not in text
     rejects.check(seen=6)
 
 

@@ -69,6 +69,12 @@ def test_the_status_says_whether_all_fit(command, capsys, tmp_path):
     assert not any(entry["fits"] for entry in json.loads(file.read_text()))
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_compiled(command, capsys):
+    with pytest.raises(UserError, match=r"--json=none/x\.json: there is no such folder"):
+        command("--topology=v5e:2x2", "--json=none/x.json")
+    assert "v5e:2x2" not in capsys.readouterr().out
+
+
 def test_a_batch_can_be_given_a_chip(command, capsys):
     command("--topology=v5e:2x2", "--products_per_chip=6")
     assert "v5e:2x2: data=4, 24 products a step (6 a chip)" in capsys.readouterr().out

@@ -92,6 +92,6 @@ def test_a_mesh_can_be_planned_without_its_devices():
 
 
 def test_a_mesh_that_does_not_fit_here_can_be_planned_with_all_sizes():
-    with pytest.raises(UserError, match=r"does not divide the 8 devices.*give all sizes, such as"):
+    with pytest.raises(UserError, match=r"divide the 8 devices.*give all, such as --config"):
         abstract_mesh(MeshConfig(fsdp=3))
     assert abstract_mesh(MeshConfig(data=4, fsdp=3)).size == 12

@@ -54,7 +54,7 @@ def test_the_summary_comes_last_and_stays_on_a_screen(tmp_path):
     assert summary[1] == f"notes: {notes} above, on what stays whole on every device"
     assert len("\n".join(summary).splitlines()) <= 24
     assert re.search("all experts +experts +yes +1,536\n", summary[3])
-    assert summary[-2] == "of a chip's memory: v5e 0%, v5p 0%, v6e 0%, H100 0%"
+    assert summary[-2] == "of a chip's memory: v5e <1%, v5p <1%, v6e <1%, H100 <1%"
 
 
 def test_what_is_more_than_a_chip_holds_is_said(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_what_is_more_than_a_chip_holds_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("moemoe_jax.training.dry_run.CHIPS", chips)
     told = lines_of(tmp_path, data=8)
     total = held(told)["total, without activations"]
-    share = f"tiny {total / 1000:.0%} (does not fit), large {total / 1e6:.0%}, H100 0%"
+    share = f"tiny {total / 1000:.0%} (does not fit), large {total / 1e6:.0%}, H100 <1%"
     assert told[-2] == f"of a chip's memory: {share}"
 
 
