@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if wrong or not _PROGRAMS.value:
         raise UserError(f"--programs={','.join(wrong)}: choose from {', '.join(PROGRAMS)}")
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        raise UserError(f"--json={_JSON.value}: there is no such folder")
+        raise UserError(f"--json={_JSON.value}: there is no such folder; make it, or name another")
     chips = {name: chip_of(name) for name in names}
     topologies.require_libtpu()
     check = _search if _SEARCH.value else _check

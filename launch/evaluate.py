@@ -9,7 +9,6 @@ Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work dir
 """
 
 from collections.abc import Sequence
-import re
 import textwrap
 
 from absl import flags
@@ -48,8 +47,7 @@ def main(argv: Sequence[str]) -> None:
     loaded = common.limited(loading.load(workdir, args.checkpoint))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
-    what = re.sub(r"[^\w.-]+", "_", args.input).strip("._") if args.input else args.split
-    name = args.name or "-without-".join([what, *args.remove_sources])
+    name = args.name or evaluate.results_name(args.input, args.split, args.remove_sources)
     limit, index = loaded.config.data.max_reject_fraction, jax.process_index()
     of_the_run = Rejects(workdir.rejects, limit, index)
     if args.input:

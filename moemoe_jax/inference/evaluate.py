@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,12 @@ def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> 
     """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds."""
     wanted = config.evaluation.threshold_from == "val"
     return evaluate(answers, config.evaluation, thresholds if wanted else None)
+
+
+def results_name(given: str, split: str, removed: Sequence[str]) -> str:
+    """What the results' folder is called: not hidden, and under eval/ whatever was `given`."""
+    what = re.sub(r"[^\w.-]+", "_", given).strip("._") or "input" if given else split
+    return "-without-".join([what, *removed])
 
 
 def write_results(

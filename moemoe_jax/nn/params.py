@@ -52,9 +52,8 @@ class Keys:
 class PlacedKeys(Keys):
     """Keys for parameters that are drawn one by one, each where it belongs on a mesh.
 
-    A program that draws all of them takes longer to compile, or to fetch from those that were kept,
-    than the training step of a small model: it has the code of every single draw. Those of one
-    shape and kind share it here.
+    A program that draws all of them has the code of every single draw, so that it takes long to
+    compile and long to fetch from those that were kept. Those of one shape and kind share it here.
     """
 
     def __init__(self, key: jax.Array, mesh: Mesh):
