@@ -32,6 +32,10 @@ def image_path(text: str, base_dir: Path | str | None) -> Path:
         raise RecordError(f"image is a path: {text!r}; this source has no folder, give bytes")
     if "\0" in text:
         raise RecordError("wrong image: a NUL character in the path")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RecordError(f"wrong image: half a surrogate pair in the path {text!r}") from None
     root = _real_folder(str(base_dir))
     folder, leaf = os.path.split(os.path.join(root, text))
     path = os.path.join(_real_folder(folder), leaf)

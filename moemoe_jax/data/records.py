@@ -120,7 +120,7 @@ def parse_record(
         raise RecordError("no 'sources': put title, description, image... inside a 'sources' key")
     sources = {}
     for name, value in _mapping(mapping, "sources").items():
-        parsed = _source(_text(name, "the name of a source"), value, base_dir, blobs)
+        parsed = _source(name, value, base_dir, blobs)
         if parsed is not None:
             sources[name] = parsed
     attributes, alternatives = _attributes(mapping)
@@ -189,13 +189,13 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _mapping(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = mapping.get(key)
     if value is None and key != "sources":
         return {}
     if not isinstance(value, Mapping):
         raise RecordError(f"wrong type: {key!r} is a {_kind(value)}, not an object")
-    return value
+    return {_text(name, f"a name in {key!r}"): part for name, part in value.items()}
 
 
 def _optional_text(mapping: Mapping[str, Any], key: str) -> str | None:
@@ -260,7 +260,7 @@ def _attributes(mapping: Mapping[str, Any]):
     alternatives: dict[str, tuple[str, ...]] = {}
     several = _mapping(mapping, "alternatives")
     for name, given in _mapping(mapping, "attributes").items():
-        what = f"attribute {_text(name, 'the name of an attribute')!r}"
+        what = f"attribute {name!r}"
         if given is None:
             attributes[name] = None
             continue
@@ -307,7 +307,7 @@ def _questions(given: Any) -> tuple[Question, ...]:
 
 
 def _evidence(mapping: Mapping[str, Any]) -> dict[str, str]:
-    evidence = dict(_mapping(mapping, "evidence"))
+    evidence = _mapping(mapping, "evidence")
     for name, kind in evidence.items():
         if kind not in EVIDENCE:
             raise RecordError(f"wrong evidence: {name!r} is {kind!r}, not one of {EVIDENCE}")

@@ -84,6 +84,21 @@ def test_numbers_as_values_become_texts_and_half_surrogates_a_question_mark():
     assert record.sources["title"] == "a?é"
 
 
+def test_half_surrogates_in_names_become_a_question_mark_as_well():
+    record = parse_record(
+        {
+            "id": "x",
+            "sources": {"t\ud800": "shirt"},
+            "attributes": {"a\ud800": "red"},
+            "alternatives": {"a\ud800": ["crimson"]},
+            "evidence": {"a\ud800": "text"},
+        },
+        None,
+    )
+    assert record.sources == {"t?": "shirt"} and record.accepted("a?") == ("red", "crimson")
+    assert record.evidence == {"a?": "text"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -138,6 +153,9 @@ def test_image_paths_stay_in_the_folder(tmp_path):
             image(path)
     with pytest.raises(RecordError, match="NUL"):
         image("a\0.jpg")
+    for path in ("a\ud800.jpg", "\ud800/a.jpg"):
+        with pytest.raises(RecordError, match="half a surrogate pair"):
+            image(path)
     with pytest.raises(RecordError, match="has no folder"):
         parse_record({"id": "1", "sources": {"image": "a.jpg"}}, None)
 
