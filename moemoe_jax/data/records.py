@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,8 @@ def _image(name: str, value: Any, base_dir: Any, blobs: Sequence[bytes]) -> Imag
 
 def _value(value: Any, what: str) -> str | None:
     """An attribute value as text; None where it is blank."""
+    if isinstance(value, float) and not math.isfinite(value):  # how pandas writes what is missing
+        raise RecordError(f"wrong value: {what} is {value}; leave it out where it is not known")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return _text(value, what).strip() or None

@@ -114,6 +114,8 @@ def test_half_surrogates_in_names_become_a_question_mark_as_well():
         ({"sources": {"image": {"blob": 2}}}, "points to blob 2"),
         ({"attributes": {"a": {}}}, "attribute 'a' is a object"),
         ({"attributes": {"a": True}}, "attribute 'a' is a true/false"),
+        ({"attributes": {"a": float("nan")}}, "attribute 'a' is nan; leave it out"),
+        ({"questions": [{"question": "q", "answer": float("inf")}]}, "an answer is inf"),
         ({"alternatives": {"b": ["x"]}}, "'b' has none of its values"),
         ({"attribute": {}}, "did you mean 'attributes'"),
         ({"questions": {}}, "'questions' is a object, not a list"),
