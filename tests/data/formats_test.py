@@ -77,9 +77,21 @@ def test_where_a_line_is_no_json_is_told_by_its_own_columns(tmp_path):
     assert told == [(1, "column 11"), (2, "column 10"), (3, "column 2")]
 
 
+def test_fashion_lines_that_are_no_csv_are_rejected(tmp_path):
+    row = "Men,Apparel,Topwear,Shirts,Navy Blue,Fall,2011,Casual"
+    lines = [f"1,{row},Two\rlines", f"2,{row},{'x' * 200_000}", f"3,{row},Shirt"]
+    (tmp_path / "styles.csv").write_bytes((HEADER + "\n".join(lines)).encode())
+    rejects = Rejects(None, 1.0)
+    assert [record.id for record in open_source(str(tmp_path), rejects=rejects)] == ["3"]
+    assert rejects.reasons == {"not CSV": 2, "missing image": 1}
+
+
 def test_fashion_needs_its_columns(tmp_path):
     (tmp_path / "styles.csv").write_text("id,gender\n1,Men\n")
     with pytest.raises(UserError, match="no column 'subCategory'"):
+        open_source(str(tmp_path))
+    (tmp_path / "styles.csv").write_bytes(HEADER.encode().replace(b"\n", b"\r") + b"1,Men\r")
+    with pytest.raises(UserError, match="line 1 is not CSV"):
         open_source(str(tmp_path))
 
 
@@ -165,6 +177,24 @@ def test_parquet_of_others(tmp_path):
         (4, "no id"),
         (5, "image path leads outside the data folder"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("attributes", [{"name": "color", "value": "red"}]),
+        ("attributes", ["ab"]),
+        ("attributes", 5),
+        ("questions", ["which?"]),
+        ("questions", 5),
+    ],
+)
+def test_parquet_columns_of_another_shape_are_rejected(tmp_path, column, value):
+    path = tmp_path / "x.parquet"
+    rows = [{"id": "1", "sources": {"title": "t"}, column: value}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(UserError, match=r"1 of 1 records were rejected.*wrong (type|question)"):
+        open_source(str(path))
 
 
 def test_parquet_that_is_none(tmp_path):

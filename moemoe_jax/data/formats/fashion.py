@@ -31,9 +31,12 @@ def parse_line(line: str, file: Path, *, header: tuple[str, ...], images: frozen
       images: the names of the files in `images/`; a record whose image is not there has none.
 
     Raises:
-      RecordError: too few columns, no id.
+      RecordError: not CSV, too few columns, no id.
     """
-    cells = next(csv.reader([line.rstrip("\r\n")]))
+    try:
+        cells = _cells(line)
+    except csv.Error as error:
+        raise RecordError(f"not CSV: {error}") from error
     if len(cells) < len(header):
         raise RecordError(f"too few columns: {len(cells)} of {len(header)}")
     last = len(header) - 1
@@ -53,6 +56,10 @@ def parse_line(line: str, file: Path, *, header: tuple[str, ...], images: frozen
     )
 
 
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line.rstrip("\r\n")]))
+
+
 def _image_name(record_id: str) -> str:
     return f"{record_id}.jpg"
 
@@ -66,7 +73,10 @@ def _remark(record: Record, file: Path) -> str | None:
 def _header(table: Path) -> tuple[str, ...]:
     with table.open("rb") as lines:
         first = lines.readline().decode("utf-8", "replace").removeprefix("\ufeff")
-    header = tuple(name.strip() for name in next(csv.reader([first]), []))
+    try:
+        header = tuple(name.strip() for name in _cells(first))
+    except csv.Error as error:
+        raise UserError(f"{table} line 1 is not CSV: {error}; save the file again") from None
     for name in ("id", *ATTRIBUTES, TITLE):
         if name not in header:
             raise UserError(f"{table} line 1 has no column {name!r}; its first line must name it")

@@ -179,8 +179,15 @@ def _plain(key: str, value: Any) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise RecordError(f"not JSON: column {key!r}: {error}") from error
-    if key == "questions":
-        return [{k: v for k, v in one.items() if v is not None} for one in value]
-    if isinstance(value, list):  # a map comes as pairs, none of them if it is empty
-        return dict(value)
+    if key == "questions" and isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
+        return dict(value)  # a map comes as pairs, none of them if it is empty
+    return _without_nulls(value)
+
+
+def _without_nulls(value: Any) -> Any:
+    # What is no struct is for `parse_record` to refuse.
+    if not isinstance(value, dict):
+        return value
     return {name: part for name, part in value.items() if part is not None}
