@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from moemoe_jax.data.config import DataConfig
-from moemoe_jax.data.formats.files import REJECTS
+from moemoe_jax.data.formats.files import is_rejects
 from moemoe_jax.data.sources import CATALOGUE, resolve
 from moemoe_jax.inference.loading import Loaded
 from moemoe_jax.workdir import WorkDir
@@ -26,7 +26,7 @@ def fingerprint(
       loaded: the model.
       workdir: where it is from.
       spec: of the input, as `data.sources.open_source` takes it.
-      output: where the answers go; what lies beside the input under that name is no input.
+      output: where the answers go; in a folder of the input, that file is no input.
       settings: what else the answers depend on, printable.
     """
     config = loaded.config
@@ -42,7 +42,8 @@ def input_digest(spec: str, output: Path) -> str:
     """Of the input's content; of what lies in folders inside it (images), names and sizes."""
     if spec.partition(":")[0] == CATALOGUE:
         return _joined([spec])
-    return content_digest(resolve(spec)[1], output.name)
+    path = resolve(spec)[1]
+    return content_digest(path, output.name if output.resolve().parent == path.resolve() else "")
 
 
 def what_matters(data: DataConfig) -> DataConfig:
@@ -59,13 +60,13 @@ def _array_digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-def content_digest(path: Path, ours: str | None = None) -> str:
-    """Of a file, or a folder but for what is hidden, or ours by its name."""
+def content_digest(path: Path, ours: str = "") -> str:
+    """Of a file, or a folder but for what is hidden, lists of rejects and the file named `ours`."""
     if path.is_file():
         return _content(path)
     parts = []
     for entry in sorted(path.iterdir()):
-        if entry.name.startswith((".", *([ours] if ours else []))) or entry.name == REJECTS:
+        if entry.name.startswith(".") or entry.name == ours or is_rejects(entry.name):
             continue
         if entry.is_file():
             parts.append(f"{entry.name} {_content(entry)}")

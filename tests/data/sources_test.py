@@ -68,6 +68,15 @@ def test_own_splits_are_kept_and_the_missing_one_is_cut_from_train(tmp_path):
     assert len(everything) == 202 and everything.splits == ("test", "train")
 
 
+def test_a_jobs_rejects_beside_the_data_are_none(tmp_path):
+    write(tmp_path / "train.jsonl", "a")
+    for name in ("rejects.jsonl", "rejects.3.jsonl", "answers.jsonl.rejects.jsonl"):
+        (tmp_path / name).write_text('{"file": "x.jsonl", "line": 1, "reason": "no id"}\n')
+    rejects = Rejects()
+    assert ids_of(open_source(str(tmp_path), rejects=rejects)) == ["a"]
+    assert rejects.total == 0
+
+
 def test_validation_and_dev_are_val(tmp_path):
     write(tmp_path / "validation.jsonl", ["v"])
     assert ids_of(open_source(str(tmp_path), "val")) == ["v"]

@@ -11,6 +11,8 @@ from moemoe_jax.errors import UserError
 
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test)(?:[-_.].*)?", re.IGNORECASE)
 _NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+# What a job of ours could not use; it may lie beside data, and is none.
+_REJECTS = re.compile(r"(.+\.)?rejects(\.\d+)?\.jsonl")
 
 
 def split_name(name: str) -> str:
@@ -18,7 +20,9 @@ def split_name(name: str) -> str:
     return _NAMES.get(name.lower(), name.lower())
 
 
-REJECTS = "rejects.jsonl"  # what a job of ours could not use; it lies beside data, and is none
+def is_rejects(name: str) -> bool:
+    """Whether a file of that name is a job's list of rejects, such as `answers.jsonl`'s."""
+    return _REJECTS.fullmatch(name) is not None
 
 
 def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -33,7 +37,7 @@ def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         if file.suffix.lower() in suffixes
         and file.is_file()
         and not file.name.startswith(".")
-        and file.name != REJECTS
+        and not is_rejects(file.name)
     )
 
 
