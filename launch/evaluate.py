@@ -36,7 +36,12 @@ def main(argv: Sequence[str]) -> None:
     from moemoe_jax.data.pipeline import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import check_spec, open_source
-    from moemoe_jax.evaluation.report import explain, format_evidence, format_table
+    from moemoe_jax.evaluation.report import (
+        explain,
+        format_evidence,
+        format_means,
+        format_table,
+    )
     from moemoe_jax.inference import evaluate, loading
     from moemoe_jax.workdir import WorkDir
 
@@ -72,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     print(format_table(metrics))
     print(textwrap.fill(explain(loaded.config.evaluation), 100))
     print(format_evidence(metrics))
-    print(f"accuracy {metrics['accuracy']:.4f}  recall_at_90p {metrics['recall_at_90p']:.4f}")
+    print(format_means(metrics))
     print(f"written: {workdir.evaluation(name)}/metrics.json, answers.jsonl, report.html")
 
 

@@ -56,6 +56,12 @@ def format_evidence(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def format_means(metrics: Mapping[str, Any]) -> str:
+    """The two means over attributes; "-" for recall where no question has an answer."""
+    names = ("accuracy", "recall_at_90p")
+    return "  ".join(f"{name} {number(metrics[name], 'score')}" for name in names)
+
+
 def write_report(
     path: str | os.PathLike,
     answers: Iterable[ScoredAnswer],

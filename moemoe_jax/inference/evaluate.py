@@ -12,6 +12,7 @@ from moemoe_jax.data.notes import Notes
 from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_source
+from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_abstention, is_correct, write_answers
 from moemoe_jax.evaluation.metrics import evaluate, fit_thresholds
 from moemoe_jax.evaluation.report import write_report
@@ -138,7 +139,16 @@ def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = pri
 
 
 def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> dict[str, Any]:
-    """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds."""
+    """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds.
+
+    Raises:
+      UserError: nobody said what would have been right.
+    """
+    if not any(answer.golds is not None for answer in answers):
+        raise UserError(
+            f"none of the {len(answers)} questions has a gold answer: give data that have some, or "
+            "answer these by launch.predict"
+        )
     wanted = config.evaluation.threshold_from == "val"
     return evaluate(answers, config.evaluation, thresholds if wanted else None)
 

@@ -7,6 +7,7 @@ from moemoe_jax.evaluation import plots
 from moemoe_jax.evaluation.answers import ScoredAnswer
 from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.evaluation.report import (
+    format_means,
     format_table,
     mean_source_weights,
     render_report,
@@ -64,6 +65,11 @@ def parse(page: str) -> Elements:
     elements.feed(page)
     assert elements.open == []
     return elements
+
+
+def test_the_means_are_told_also_where_no_question_has_an_answer():
+    given = [ScoredAnswer("1", "color", "color", None, 0.5, golds=())]
+    assert format_means(evaluate(given)) == "accuracy 1.0000  recall_at_90p -"
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
