@@ -129,7 +129,8 @@ class DataConfig:
       attributes: the attributes to ask; none named means all that the records have.
       no_answer_text: what the model writes where a product is known to have no answer.
       null_answers: "answer" trains and evaluates on those, "skip" leaves them out.
-      context_includes_question: puts the question in front of every text source.
+      context_includes_question: puts the question in front of every text source; a product
+        without a text has the question as its text.
       questions_per_product: Q; in training a sample of the product's, in evaluation a chunk.
       products_per_batch: P, over all processes together.
       distinct_questions: U, rows of a batch's question table; 0 takes what every batch of these
@@ -243,6 +244,11 @@ class DataConfig:
             not self.context_includes_question or self.questions_per_product == 1,
             f"data.context_includes_question gives each question a context of its own, but "
             f"questions_per_product is {self.questions_per_product}: set it to 1",
+        )
+        _require(
+            not self.context_includes_question or any(s.kind == "text" for s in self.sources),
+            "data.context_includes_question puts the question into the text, but no source in "
+            "data.sources is one: set it to False, or name a text source",
         )
 
     def _check_numbers(self):

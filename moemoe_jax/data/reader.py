@@ -319,15 +319,20 @@ class ProductReader:
     def _with_question(
         self, index: int, sources: dict[str, np.ndarray], question: str
     ) -> dict[str, np.ndarray]:
-        """Puts the question in front of every text source, cutting the end of what is too long."""
-        kinds = {one.name: one.kind for one in self.config.sources}
-        front, length = self.question_ids(question)[:-1], self.config.text_length
+        """Puts the question in front of every text source, cutting the end of what is too long.
+
+        Where a product has no text, it is the first text source by itself: else nobody would know.
+        """
+        texts = [one.name for one in self.config.sources if one.kind == "text"]
+        alone, length = self.question_ids(question), self.config.text_length
         joined = dict(sources)
-        for name, value in sources.items():
-            if kinds[name] == "text":
-                ids = np.concatenate([front, value])
+        if not any(name in sources for name in texts):
+            joined[texts[0]] = alone
+        for name in texts:
+            if name in sources:
+                ids = np.concatenate([alone[:-1], sources[name]])
                 if len(ids) > length:
                     self._note_cut(name, index)
-                    ids = np.append(ids[: length - 1], value[-1])
+                    ids = np.append(ids[: length - 1], alone[-1])
                 joined[name] = ids
         return joined

@@ -176,6 +176,16 @@ def test_the_question_can_stand_in_front_of_the_context(tokenizer):
     assert batches.notes.counts() == {"source 'text' truncated (data.text_length=60)": 1}
 
 
+@pytest.mark.parametrize("remove", [(), ("text",)])
+def test_the_question_in_the_context_does_not_go_with_the_text(tokenizer, remove):
+    texts = {"title": "red shirt"} if remove else {}
+    record = product(0, sources={**texts, "image": png()}, product_type=None)
+    changes = {"context_includes_question": True, "questions_per_product": 1}
+    ((batch, _),) = evaluate(tokenizer, ListSource([record]), remove, **changes)
+    assert contexts(tokenizer, batch) == ["colour", "sleeve", "size", "fit"]
+    assert batch["source_valid"]["text"].all() and batch["source_valid"]["image"].all()
+
+
 def test_bad_images_are_rejected_and_the_product_keeps_its_other_sources(tokenizer, tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(png()[:80])

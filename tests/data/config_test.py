@@ -24,6 +24,14 @@ def test_defaults_are_sound_and_lists_become_tuples():
         ({"answer_length": 1}, "answer_length is 1"),
         ({"questions_per_product": 0}, "questions_per_product is 0"),
         ({"context_includes_question": True}, "set it to 1"),
+        (
+            {
+                "context_includes_question": True,
+                "questions_per_product": 1,
+                "sources": (SourceConfig("image", "image", ("image",)),),
+            },
+            "name a text source",
+        ),
         ({"question_template": "what?"}, "lacks {attribute}"),
         ({"question_template": "{colour}"}, "only {attribute} can be filled in"),
         ({"question_templates": {"a": "open {"}}, "unmatched brace"),
