@@ -303,12 +303,12 @@ def check_template(name: str, template: str) -> None:
       UserError: naming the template and what is wrong with it.
     """
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(f"{name} {template!r} has an unmatched brace: {error}") from None
-    for field in fields:
+    for _, field, form, conversion in parsed:
         _require(
-            field in (None, "attribute"),
-            f"{name} {template!r} names {{{field}}}: only {{attribute}} can be filled in",
+            field in (None, "attribute") and not form and not conversion,
+            f"{name} {template!r}: only {{attribute}} can be filled in, as it stands",
         )
     _require(bool(template.strip()), f"{name} is empty: give a question")

@@ -80,9 +80,11 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             f"none of the {len(source)} records has a question to ask: check data.source and "
             f"data.attributes (the records have {', '.join(sorted(known)[:20]) or 'none'})"
         )
-    missing = [name for name in config.attributes if name not in known and name not in reader.ask]
-    if missing:
-        logging.warning("data.attributes that no record has: %s", ", ".join(missing))
+    known.update(reader.ask)
+    for setting in ("attributes", "question_templates"):
+        missing = [name for name in getattr(config, setting) if name not in known]
+        if missing:
+            logging.warning("data.%s that no record has: %s", setting, ", ".join(missing))
     return Survey(
         np.asarray(indices),
         np.asarray(counts),

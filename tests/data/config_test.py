@@ -34,6 +34,8 @@ def test_defaults_are_sound_and_lists_become_tuples():
         ),
         ({"question_template": "what?"}, "lacks {attribute}"),
         ({"question_template": "{colour}"}, "only {attribute} can be filled in"),
+        ({"question_template": "{attribute:d}"}, "only {attribute} can be filled in"),
+        ({"question_templates": {"a": "{attribute!x}"}}, "only {attribute} can be filled in"),
         ({"question_templates": {"a": "open {"}}, "unmatched brace"),
         ({"null_answers": "drop"}, "null_answers is 'drop'"),
         ({"no_answer_text": " "}, "no_answer_text is empty"),

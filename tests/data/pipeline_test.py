@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 
+from absl import logging
 import chex
 import jax
 import pytest
@@ -145,6 +146,17 @@ def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(t
         r"such as record 'p1' with 'titel', not read",
         line,
     )
+
+
+def test_settings_about_attributes_that_no_record_has_are_told(tokenizer, monkeypatch):
+    told = []
+    monkeypatch.setattr(logging, "warning", lambda form, *values: told.append(form % values))
+    templates = {"size": "how large?", "szie": "how large?"}
+    train(tokenizer, attributes=("colour", "size", "feet"), question_templates=templates)
+    assert told == [
+        "data.attributes that no record has: feet",
+        "data.question_templates that no record has: szie",
+    ]
 
 
 def test_a_cache_of_no_size_changes_nothing(tokenizer):
