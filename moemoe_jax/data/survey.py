@@ -53,6 +53,11 @@ def survey(reader: ProductReader, limit: int, measure: bool = False) -> Survey:
 
 def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
     config, source = reader.config, reader.source
+    if not len(source):
+        raise UserError(
+            f"{source.name} has no record: of few records a split may get none; raise its share "
+            "(data.val_fraction, data.test_fraction), or set that to 0 to do without"
+        )
     indices, counts, lengths, known = [], [], [], set()
     questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)

@@ -10,7 +10,9 @@ import chex
 import jax
 import pytest
 
+from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.records import Question
+from moemoe_jax.data.splits import SplitSource
 from moemoe_jax.errors import UserError
 from tests.data.products import (
     AUGMENT,
@@ -134,6 +136,12 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
         train(tokenizer, source=ListSource(records), max_reject_fraction=0.1)
+
+
+def test_a_split_without_a_record_is_told_with_what_to_do(tokenizer):
+    empty = SplitSource(products(3), "val", {"val": 0.01})
+    with pytest.raises(UserError, match=r"\[val\] has no record.*data\.val_fraction.*to 0"):
+        eval_batches(empty, tokenizer, make_config())
 
 
 def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(tokenizer):
