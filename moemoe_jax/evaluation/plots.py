@@ -88,13 +88,6 @@ def to_svg(figure) -> str:
     return text[text.index("<svg") :].strip()
 
 
-def to_png(figure, dpi: int = 110) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return buffer.getvalue()
-
-
 def _blank(x_label: str, y_label: str):
     """An empty figure in the report's style, with its axes."""
     from matplotlib.figure import Figure

@@ -22,8 +22,6 @@ from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.trainable import split_trainable
 from moemoe_jax.workdir import WorkDir, fingerprint, write_atomically
 
-CHECKPOINTS = ("best", "last")
-
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:

@@ -25,7 +25,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes entries of `x` with probability `rate` and scales the rest to keep the mean.
 
     Random bits are a large part of a training step on a CPU, so an entry gets one byte of them:
-    the rate is rounded to a multiple of 1/256, and the scale is that of the rounded rate.
+    the rate is rounded to a multiple of 1/256, of one at least, and the scale is that of the
+    rounded rate.
 
     Args:
       x: float [..., N].

@@ -2,7 +2,6 @@ import collections
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import io
-import json
 import re
 
 import numpy as np
@@ -16,10 +15,8 @@ from moemoe_jax.data.catalogue import (
     parse_config,
     render,
     schema,
-    write_jsonl,
     write_text,
 )
-from moemoe_jax.data.records import parse_record
 from moemoe_jax.errors import UserError
 
 TEXTS = ("title", "bullets", "description")
@@ -264,14 +261,3 @@ def test_a_spec_and_a_split_are_read():
     assert given == CatalogueConfig(7, 3, 0.1, 9, 32)
     with pytest.raises(UserError, match="unknown split 'valid'; choose one of train, val, test"):
         CatalogueSource.from_spec("products=7", "valid")
-
-
-def test_written_records_read_back_the_same(tmp_path):
-    source = CatalogueSource.from_spec("products=20,image_size=16")
-    assert write_jsonl(source, tmp_path / "part" / "catalogue.jsonl", limit=3) == 3
-    lines = (tmp_path / "part" / "catalogue.jsonl").read_text("utf-8").splitlines()
-    for i, line in enumerate(lines):
-        record = parse_record(json.loads(line), tmp_path / "part")
-        image = record.image("image").read_bytes()
-        assert dataclasses.replace(record, sources={**record.sources, "image": image}) == source[i]
-    assert len(lines) == 3

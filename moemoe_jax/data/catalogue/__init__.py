@@ -1,7 +1,6 @@
 """The built-in catalogue: generated products whose evidence is known. See `source.py`."""
 
 from moemoe_jax.data.catalogue.drawing import render
-from moemoe_jax.data.catalogue.export import write_jsonl
 from moemoe_jax.data.catalogue.source import (
     CatalogueConfig,
     CatalogueSource,
@@ -16,6 +15,5 @@ __all__ = [
     "make_record",
     "parse_config",
     "render",
-    "write_jsonl",
     "write_text",
 ]
