@@ -140,6 +140,8 @@ def _optional(hint: Any) -> Any:
 
 def nearest(key: str, known: Collection[str]) -> str:
     """The end of a message about an unknown key: the known one nearest to it, or all of them."""
+    if not known:
+        return "; that group is empty: a config file may fill it, a flag cannot"
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
 

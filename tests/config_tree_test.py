@@ -104,6 +104,7 @@ def test_a_flag_may_set_what_has_no_default_value():
 def test_the_nearest_key_or_all_of_them():
     assert nearest("learning_rat", ["learning_rate", "name"]) == "; did you mean learning_rate?"
     assert nearest("zzz", ["b1", "b2"]) == "; the keys are b1, b2"
+    assert "a config file may fill it" in nearest("color", [])
 
 
 def test_choose_returns_what_is_known_and_names_the_rest():
