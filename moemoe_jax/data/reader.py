@@ -23,7 +23,7 @@ from moemoe_jax.data.questions import Example, examples_of
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
-from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.data.tokenizer import UNK_ID, Tokenizer
 from moemoe_jax.files import shown
 
 # Encoded bytes of an image that decodes in about a millisecond.
@@ -146,7 +146,11 @@ class ProductReader:
             return np.zeros(0, np.int32)
         text = self.config.no_answer_text if example.null else example.answers[0]
         whose = f"{example.attribute or example.question}: {text}"
-        return self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
+        ids = self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
+        if UNK_ID in ids and not example.null:
+            event = "answer with what the tokenizer has no piece for, so that no model can give it"
+            self.notes.once(event, text, shown(whose))
+        return ids
 
     def read(
         self,

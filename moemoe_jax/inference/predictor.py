@@ -51,7 +51,7 @@ class Predictor:
         calibration: Calibrator | None = None,
     ):
         self._config, self._mesh, self._name = config, mesh, name
-        self._calibration = calibration
+        self._calibration, self._tokenizer = calibration, tokenizer
         # Answers repeat: a catalogue has few distinct values.
         self._decode = functools.lru_cache(maxsize=65536)(lambda ids: tokenizer.decode(ids).strip())
         self._run = jax.jit(
@@ -149,7 +149,14 @@ class Predictor:
     def _text(self, ids: np.ndarray) -> str | None:
         """What token ids [L] say; None for "no answer"."""
         text = self._decode(tuple(ids[ids > END].tolist()))
-        return None if is_abstention(text, self._config.data.no_answer_text) else text
+        return None if is_abstention(text, self._nothing) else text
+
+    @functools.cached_property
+    def _nothing(self) -> str:
+        """How "no answer" comes back from its tokens: T5's own pieces lack the "<" of "<none>"."""
+        data = self._config.data
+        ids, _ = self._tokenizer.encode(data.no_answer_text, data.answer_length)
+        return self._decode(tuple(ids[ids > END].tolist()))
 
     def _alternatives(
         self, said: str | None, others: list[str | None], confidence: np.ndarray

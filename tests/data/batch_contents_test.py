@@ -1,6 +1,7 @@
 """What the arrays of a batch hold: shapes and padding, augmentation, what is cut or left out."""
 
 import dataclasses
+import re
 
 import chex
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from moemoe_jax.data.config import AugmentConfig
 from moemoe_jax.data.records import Question
+from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
 from moemoe_jax.files import shown
 from tests.data.products import (
@@ -160,6 +162,23 @@ def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
         f"note: question truncated (data.text_length=60): 1, such as {shown(long)}",
         "note: source 'text' truncated (data.text_length=60): 1, such as record 'p0'",
     ]
+
+
+class _Ascii:
+    """A backend that has a piece for every word of ASCII, and no other."""
+
+    size = 50
+
+    def encode(self, text):
+        return [5 if word.isascii() else 2 for word in text.split()]
+
+
+def test_an_answer_that_no_model_can_write_is_told():
+    records = [product(n, attributes={"colour": colour}) for n, colour in enumerate("ré")]
+    iterator = train(Tokenizer(_Ascii()), source=ListSource(records), products_per_batch=2)
+    next(iterator)
+    (line,) = iterator.notes.lines()
+    assert re.fullmatch(r"note: answer with what .* no piece for.*: 1, such as 'colour: é'", line)
 
 
 def test_the_question_can_stand_in_front_of_the_context(tokenizer):

@@ -30,6 +30,7 @@ ANSWER = AnswerConfig(products_per_batch=4, window=10, lengths=3)
 DATA = DataConfig(
     text_length=32,
     answer_length=4,
+    no_answer_text="99",  # which no model has
     sources=(
         SourceConfig("title", "text", ("title",)),
         SourceConfig("description", "text", ("description",)),

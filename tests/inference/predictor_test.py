@@ -37,8 +37,21 @@ SETTINGS = ExperimentConfig(
 class Numbers:
     """A tokenizer whose text is the ids."""
 
+    def encode(self, text, length):
+        return np.array([99, END]), False  # of "<none>"
+
     def decode(self, ids):
         return " " + " ".join(map(str, ids)) + " "
+
+
+class Lossy:
+    """A tokenizer with no piece for one of the characters of "<none>"."""
+
+    def encode(self, text, length):
+        return np.array([2, 7, END]), False
+
+    def decode(self, ids):
+        return " ".join(str(i) for i in ids if i != 2)
 
 
 def meta(valid, number):
@@ -183,6 +196,16 @@ def test_to_say_nothing_is_to_abstain(answered):
     *_, answers = answered
     assert sum(answer.answer is None for answer in answers) == 3
     assert all(answer.answer is None or answer.answer[0] != " " for answer in answers)  # stripped
+
+
+def test_no_answer_is_known_by_what_its_tokens_say():
+    graph, _ = nnx.split(random_model(MODEL))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    predictor = Predictor(graph, SETTINGS, Lossy(), mesh)
+    ids = np.array([[[[2, 7, 1]], [[7, 8, 1]]]])
+    confidence, weights, asked = np.ones((1, 2, 1)), np.ones((1, 2, 2)), np.ones((1, 2), bool)
+    said = predictor.collect((ids, confidence, weights, asked), meta(asked, 0))
+    assert [answer.answer for answer in said] == [None, "7 8"]
 
 
 def test_alternatives_say_each_text_once_the_likeliest_first():
