@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 from typing import Any, NamedTuple
+import unicodedata
 
 from moemoe_jax.errors import UserError
 
@@ -113,8 +114,11 @@ class ScoredAnswer:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without outer spaces, inner runs of spaces made one."""
-    return " ".join(text.lower().split())
+    """Lower case, without outer spaces, inner runs of spaces made one, letters and accents as one.
+
+    The last (NFC) because a tokenizer gives a text back so, however it was written.
+    """
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def is_abstention(answer: str | None, no_answer_text: str = NO_ANSWER) -> bool:

@@ -34,6 +34,7 @@ NONE = dataclasses.replace(FULL, golds=())
 
 def test_normalise_by_hand():
     assert normalise("  Dark\t BLUE \n") == "dark blue"
+    assert normalise("Cafe\u0301") == normalise("caf\u00e9") == "caf\u00e9"
 
 
 @pytest.mark.parametrize(
