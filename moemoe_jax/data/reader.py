@@ -23,7 +23,7 @@ from moemoe_jax.data.questions import Example, examples_of
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource
-from moemoe_jax.data.tokenizer import UNK_ID, Tokenizer
+from moemoe_jax.data.tokenizer import Tokenizer, normalise
 from moemoe_jax.files import shown
 
 # Encoded bytes of an image that decodes in about a millisecond.
@@ -146,11 +146,7 @@ class ProductReader:
             return np.zeros(0, np.int32)
         text = self.config.no_answer_text if example.null else example.answers[0]
         whose = f"{example.attribute or example.question}: {text}"
-        ids = self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
-        if UNK_ID in ids and not example.null:
-            event = "answer with what the tokenizer has no piece for, so that no model can give it"
-            self.notes.once(event, text, shown(whose))
-        return ids
+        return self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
 
     def read(
         self,
@@ -317,8 +313,17 @@ class ProductReader:
             if truncated:
                 event = f"{kind} truncated (data.{setting}={length})"
                 self.notes.once(event, text, shown(whose))
+            elif kind == "answer" and text != self.config.no_answer_text:
+                self._note_changed(text, ids, whose)
             self._texts.put((kind, text), ids, ids.nbytes + len(text))
         return ids
+
+    def _note_changed(self, answer: str, ids: np.ndarray, whose: str) -> None:
+        """Notes an answer of which the tokenizer makes another: a model that gives it is wrong."""
+        back, wanted = (normalise(one).lower() for one in (self._tokenizer.decode(ids), answer))
+        if back != wanted:
+            event = "answer that the tokenizer changes, which no model can give"
+            self.notes.once(event, answer, f"{shown(whose)}, which comes back as {shown(back)}")
 
     def _with_question(
         self, index: int, sources: dict[str, np.ndarray], question: str
