@@ -72,7 +72,6 @@ def answer_source(
     data = dataclasses.replace(
         config.data,
         products_per_batch=config.answer.products_per_batch,
-        distinct_questions=0,
         attributes=tuple(only) or config.data.attributes,
     )
     notes = Notes()
