@@ -117,9 +117,12 @@ def predict(
         )
         with _signals() as stopped, told(output):
             _answer(stream, parts, predictor, loaded.params, stopped, say)
-        _report(stream, reader, config.model, say)
+        _report(stream, config.model, say)
         number = _of_all(stopped.number)
         parts.look()
+        if together.is_first():
+            for line in parts.notes().lines():
+                say(f"  {line}")
         if len(parts.done) < stream.windows:
             say(
                 f"stopped by {signal.Signals(number).name}: {len(parts.done)} of "
@@ -237,13 +240,14 @@ def _answer(
             if writing is not None:
                 writing.result()
             answers = list(itertools.chain.from_iterable(window.answers))
-            writing = writer.submit(parts.write, window.number, answers)
+            noted = stream.notes.take(window.number)
+            writing = writer.submit(parts.write, window.number, answers, noted)
             progress.step()
         if writing is not None:
             writing.result()
 
 
-def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say) -> None:
+def _report(stream: Stream, model: MoEMoEConfig, say: Say) -> None:
     shapes = ", ".join(f"{p}x{k}x{u}" for p, k, u in sorted(stream.shapes))
     encoder = "; one for each number of questions encodes them" if model.question_encoder else ""
     say(
@@ -252,8 +256,6 @@ def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say
     )
     if model.has("text") and (reason := padding_is_read(model)):
         say(f"  texts are padded to one length: {reason}")
-    for line in reader.notes.lines():
-        say(f"  {line}")
 
 
 class _Progress:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import types
 
@@ -76,12 +77,12 @@ def unbroken(job):
 
 
 def kill_at_part(number, half):
-    def write(self, window, answers):
+    def write(self, window, answers, noted):
         if window == number:
             if half:
                 self._path(window).with_suffix(".tmp").write_text('{"id": "r')
             raise Killed
-        real(self, window, answers)
+        real(self, window, answers, noted)
 
     real = Parts.write
     return write
@@ -102,6 +103,31 @@ def test_killed_while_answering_it_goes_on_with_the_next_window(job, unbroken, m
     assert written(job) == unbroken
     rejects = (job.folder / "a.jsonl.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in rejects] == ["r7", "r31"]
+
+
+def test_what_was_noted_is_of_the_whole_job_whoever_did_it(job, monkeypatch):
+    path = job.folder / "in.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[::5]:
+        record["sources"] = {"title": "2 " * 50, "remark": "3"}
+        record["questions"] = [{"question": "4 " * 50}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    notes = []
+    for name, kills in (("straight.jsonl", ()), ("killed.jsonl", (1, 3, 4))):
+        for number in kills:
+            with monkeypatch.context() as patch:
+                patch.setattr(Parts, "write", kill_at_part(number, False))
+                with pytest.raises(Killed):
+                    job(name, trained=ASK)
+        said = job(name, trained=ASK)[1].splitlines()
+        notes.append([line for line in said if "note: " in line])
+    assert notes[0] == notes[1]
+    assert [re.sub(r"\(.*?\)|, such.*", "", line) for line in notes[0]] == [
+        "  note: question truncated : 1",
+        "  note: questions about no attribute that the model was trained on: 9",
+        "  note: records without source 'description' , but with others: 9",
+        "  note: source 'title' truncated : 9",
+    ]
 
 
 @pytest.mark.parametrize("moment", ["before the move", "behind the move"])
@@ -132,8 +158,8 @@ def test_killed_at_the_end_it_ends_again(job, unbroken, monkeypatch, moment):
 def test_a_signal_stops_it_between_batches_and_nothing_is_lost(job, unbroken, monkeypatch):
     real = Parts.write
 
-    def write_and_stop(self, window, answers):
-        real(self, window, answers)
+    def write_and_stop(self, window, answers, noted):
+        real(self, window, answers, noted)
         if window == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
