@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import jax
 
+from moemoe_jax.config_tree import differences, differences_text
 from moemoe_jax.data.notes import Notes
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import ScoredAnswer, read_answers, replacing, write_answers
@@ -26,7 +27,12 @@ from moemoe_jax.workdir import write_atomically
 
 _MANIFEST = "manifest.json"
 _JOINED = "joined"  # there once all parts are, so that an output beside it may be ours
-_NOUNS = {"input": "another input", "model": "another model", "settings": "other settings"}
+_NOUNS = {
+    "input": "another input",
+    "weights": "another model or checkpoint",
+    "tokenizer": "another tokenizer",
+    "settings": "other settings",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -154,12 +160,12 @@ def _exists(output: Path) -> UserError:
     return UserError(f"{output} exists; choose another --output or add --overwrite")
 
 
-def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = False) -> Parts:
+def open_parts(output: Path, fingerprint: dict[str, Any], overwrite: bool = False) -> Parts:
     """Begins an output, or goes on with one that was begun with the same fingerprint.
 
     Args:
       output: the file to be; `.jsonl` or `.parquet`.
-      fingerprint: of all that the answers depend on, by topic.
+      fingerprint: of all that the answers depend on, by topic, in JSON types.
       overwrite: start anew, and replace the output if there is one.
 
     Raises:
@@ -185,13 +191,15 @@ def share_parts(output: Path, resumed: bool) -> Parts:
     return Parts(output, _folder(output), None, resumed)
 
 
-def _resumes(folder: Path, output: Path, fingerprint: dict[str, str]) -> bool:
+def _resumes(folder: Path, output: Path, fingerprint: dict[str, Any]) -> bool:
     """Whether the parts are of this very output; raises UserError where that must not go on."""
     begun = _begun(folder)
     answered = any(folder.glob("*.jsonl"))
     if begun is not None and begun["fingerprint"] != fingerprint and answered:
         old = begun["fingerprint"]
         changed = [noun for name, noun in _NOUNS.items() if old.get(name) != fingerprint[name]]
+        if settings := list(differences(old.get("settings"), fingerprint["settings"])):
+            changed[-1] += f" ({differences_text(settings)})"
         raise UserError(
             f"{output} was begun with {' and '.join(changed)}: give what it was begun with to go "
             "on, choose another --output, or add --overwrite to start anew"
@@ -214,7 +222,7 @@ def _begun(folder: Path) -> dict | None:
         return None
 
 
-def _write_manifest(folder: Path, fingerprint: dict[str, str], replaces: bool) -> None:
+def _write_manifest(folder: Path, fingerprint: dict[str, Any], replaces: bool) -> None:
     content = {"fingerprint": fingerprint, "replaces": replaces}
     write_atomically(folder / _MANIFEST, json.dumps(content, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 import signal
 import time
+from typing import Any
 
 from flax import nnx
 import jax
@@ -88,10 +89,9 @@ def predict(
     config = loaded.config
     data = stream_data(config.data, config.answer, len(ask))
     data = dataclasses.replace(data, attributes=tuple(only) or data.attributes)
-    settings = {"name": name, "ask": tuple(ask), "only": tuple(only)}
-    settings["calibrator"] = None if calibrator is None else json.dumps(calibrator.to_json())
-    identity = fingerprint(loaded, workdir, spec, output, settings)
-    parts = _open(output, identity, overwrite)
+    asked = {"model name": name, "asked of every record": list(ask), "asked at all": list(only)}
+    asked["calibration"] = None if calibrator is None else calibrator.to_json()
+    parts = _open(output, fingerprint(loaded, workdir, spec, output, asked), overwrite)
     try:
         rejects = _rejects(output, data.max_reject_fraction, parts.resumed)
         with told(output):
@@ -143,7 +143,7 @@ def predict(
     return 0
 
 
-def _open(output: Path, identity: dict[str, str], overwrite: bool) -> Parts:
+def _open(output: Path, identity: dict[str, Any], overwrite: bool) -> Parts:
     """The parts of the output, which the first process opens for all."""
     parts = open_parts(output, identity, overwrite) if together.is_first() else None
     resumed = bool(_of_all(parts is not None and parts.resumed))
