@@ -1,5 +1,6 @@
 """The command line: help at once, and a line with the remedy for every mistake."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from moemoe_jax.inference.config import AnswerConfig
 from tests.launch.cli import ROOT, TINY, environment, run
 
 MODULES = (
@@ -66,6 +68,12 @@ def test_help_says_what_it_does_without_heavy_imports(module):
 def test_help_lists_the_flags(module, flags):
     text = run(module, "-h").stdout
     assert all(f"  {flag}" in text for flag in flags)
+
+
+def test_help_lists_the_settings_of_answering_with_their_defaults():
+    told = " ".join(run("predict", "--help").stdout.split())
+    settings = [f"{name}={value}" for name, value in dataclasses.asdict(AnswerConfig()).items()]
+    assert len(settings) > 5 and ", ".join(settings) in told
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -205,6 +213,7 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     output = tmp_path / "answers.jsonl"
     given = [f"--workdir={trained}", "--input=catalogue:products=1", f"--output={output}"]
     refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
+    refused(run("predict", *given, "--answer=size=2"), "answer.size does not", "keys are conf")
     done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
     assert done.returncode == 0, done.stderr
     (line,) = map(json.loads, output.read_text().splitlines())
