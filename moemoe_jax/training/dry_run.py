@@ -57,8 +57,8 @@ def _summary(run: Run, wanted: MeshConfig, trainable: Trainable, notes: int) -> 
     if -1 in wanted.sizes and (here := len(jax.devices())) != run.mesh.size:
         rest = AXES[wanted.sizes.index(-1)]
         yield (
-            f"note: mesh.{rest} is what is left of the devices, and those here ({here}) do not come "
-            f"out even: counted as 1; --config.mesh.{rest}=N plans for more"
+            f"note: mesh.{rest} is what is left of the devices, and those here ({here}) do not "
+            f"come out even: counted as 1; --config.mesh.{rest}=N plans for more"
         )
     if notes:
         yield f"notes: {notes} above, on what stays whole on every device"
