@@ -95,7 +95,8 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--config=configs/table4.py:odd"], ["configs/table4.py", "'odd'", "decoder_even"]),
         (["--config"], ["--config has no value"]),
         (["extra"], ["'extra' is no flag", "--name=value"]),
-        (["--wrkdir=x"], ["wrkdir", "Did you mean: workdir"]),
+        (["--wrkdir=x"], ["no flag --wrkdir; did you mean --workdir? (--help lists them)"]),
+        (["--only=x"], ["no flag --only (--help"]),  # not absl's --only_check_args
         (["--config.data.source=fashion:no/folder"], ["no such data: no/folder"]),
         (["--config.data.source=fashin:folder"], ["'fashin'", "did you mean 'fashion'?"]),
         (["--config.data.text_length=100"], ["data.text_length 100", "16 image", "=96"]),
