@@ -12,6 +12,7 @@ Of several processes one that fails takes the others along, which end with a sta
 """
 
 from collections.abc import Callable, Sequence
+import difflib
 import functools
 import os
 import re
@@ -158,6 +159,13 @@ def _parse(argv: Sequence[str], config: str) -> list[str]:
 
             argv = define_config(argv, config)
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        # Absl would suggest its own flags as well, which no --help shows.
+        modules = flags.FLAGS.flags_by_module_dict().items()
+        ours = [f.name for module, own in modules if not module.startswith("absl.") for f in own]
+        near = difflib.get_close_matches(error.flagname, ours, n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise UserError(f"there is no flag --{error.flagname}{hint} (--help lists them)") from None
     except flags.Error as error:
         text = " ".join(str(error).split())
         missing = re.search(r"Flag --(\w+) must have a value", text)

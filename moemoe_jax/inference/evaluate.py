@@ -122,6 +122,12 @@ def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = pri
         [a.attribute for a in given],
         config.calibration,
     )
+    if len(given) < config.calibration.min_count:
+        say(
+            f"  note: calibrated on {len(given)} answers, fewer than the "
+            f"{config.calibration.min_count} of calibration.min_count: calibrated scores mean "
+            "little; more validation records (data.val_fraction) make them mean more"
+        )
     scored = [
         dataclasses.replace(a, calibrated=float(c))
         for a, c in zip(
