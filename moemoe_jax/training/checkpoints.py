@@ -258,15 +258,6 @@ class Checkpoints:
         state = jax.tree.unflatten(structure, [leaves[name] for name in wanted])
         return Restored(state, saved.meta, step)
 
-    def read_meta(self, step: int) -> dict[str, Any]:
-        """Reads the meta of one checkpoint alone.
-
-        Raises:
-          DamagedError: when it is not what was saved.
-        """
-        self.wait()
-        return damage.read_manifest(self._place(step)).meta
-
     def _verify(self, step: int) -> Manifest:
         """Compares the files of a checkpoint with its manifest, once, and returns that."""
         if step not in self.steps():
