@@ -8,7 +8,8 @@ Exit status:
     75   a training was asked to stop by SIGTERM, SIGINT or SIGUSR1, and has saved; the same command
          goes on
     130  a second SIGINT: a training left at once, what came after its last checkpoint is lost
-Of several processes one that fails takes the others along, which end with a status of their own.
+    134  SIGABRT: of several processes the first is gone, for which JAX ends the others
+Of several processes one that fails takes the others along: with status 1, or by SIGABRT.
 """
 
 from collections.abc import Callable, Sequence
@@ -137,6 +138,7 @@ def join_processes() -> None:
 
     from moemoe_jax.parallel import processes
 
+    process.abort_without_stacks()
     processes.join(place, args.peer_timeout)
     _several.append(f"process {jax.process_index()} of {jax.process_count()}")
     processes.quieten_others()
