@@ -36,7 +36,7 @@ from moemoe_jax.inference.parts import Parts, check_output, open_parts, share_pa
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.inference.stream import Stream, answer_windows, stream_data
 from moemoe_jax.models.config import MoEMoEConfig
-from moemoe_jax.training import together
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.workdir import WorkDir
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -120,7 +120,7 @@ def predict(
         _report(stream, config.model, say)
         number = _of_all(stopped.number)
         parts.look()
-        if together.is_first():
+        if is_primary():
             for line in parts.notes().lines():
                 say(f"  {line}")
         if len(parts.done) < stream.windows:
@@ -129,8 +129,8 @@ def predict(
                 f"{windows} are answered; to go on, run the same without --overwrite"
             )
             return number
-        together.meet("all windows are counted")
-        if not together.is_first():
+        barrier("all windows are counted")
+        if not is_primary():
             return 0
         _take_over(rejects, rejects.path)
         rejects.check(max(rejects.seen, len(source)))
@@ -145,11 +145,11 @@ def predict(
 
 def _open(output: Path, identity: dict[str, Any], overwrite: bool) -> Parts:
     """The parts of the output, which the first process opens for all."""
-    parts = open_parts(output, identity, overwrite) if together.is_first() else None
+    parts = open_parts(output, identity, overwrite) if is_primary() else None
     resumed = bool(_of_all(parts is not None and parts.resumed))
     if parts is None:
         parts = share_parts(output, resumed)
-    together.meet("all know what is answered")
+    barrier("all know what is answered")
     return parts
 
 
@@ -185,13 +185,13 @@ def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
     While several processes answer, each but the first has a list of its own.
     """
     path = output.with_name(output.name + ".rejects.jsonl")
-    if together.is_first():
+    if is_primary():
         rejects = Rejects(path, max_fraction, anew=not resumed)
         if resumed and path.exists():
             _count(rejects, path)
         _take_over(rejects, path, counted=resumed)
-    together.meet("the rejects so far are in one list")
-    if not together.is_first():
+    barrier("the rejects so far are in one list")
+    if not is_primary():
         rejects = Rejects(path, max_fraction, jax.process_index(), anew=True)
     return rejects
 

@@ -17,8 +17,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.parallel.processes import is_primary
 from moemoe_jax.training import checkpoint_trees as trees
-from moemoe_jax.training import damage, disk, manifest, together
+from moemoe_jax.training import damage, disk, manifest
 from moemoe_jax.training.checksums import checksums
 from moemoe_jax.training.manifest import Manifest
 from moemoe_jax.training.retention import LastAndBest
@@ -273,7 +274,7 @@ class Checkpoints:
             return None
         for place, cause in ((error.place, error.cause) for error in whole.damaged):
             kept = "" if self._read_only else f"; it is kept as {damage.put_aside(place).name}"
-            if together.is_first():
+            if is_primary():
                 logging.warning(
                     "checkpoint %s is damaged (%s): step %d is used instead%s",
                     place, cause, whole.step, kept,

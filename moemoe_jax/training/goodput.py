@@ -193,7 +193,9 @@ class Goodput:
             self._now.end = "done"
         else:
             self._now.end = "stopped" if issubclass(kind, Stopped) else f"failed: {kind.__name__}"
-        self._sign()
+        # What ended the run is told, and not that the disk, which may be why, is full here too.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
+            self._sign()
 
 
 def _line(title: str, seconds: Seconds) -> str:

@@ -150,6 +150,15 @@ def test_a_full_disk_stops_no_sign_of_life(tmp_path, monkeypatch):
     assert not full
 
 
+def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def write(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(ValueError, match="first"), Goodput(tmp_path / "g.json", Ledger(), 0.0):
+        monkeypatch.setattr(goodput, "write_atomically", write)
+        raise ValueError("first")
+
+
 def test_the_next_start_tells_of_all(tmp_path):
     path, clock = tmp_path / "goodput.json", Clock()
     with Goodput(path, Ledger(clock=clock), 1000.0, clock=clock) as book:
