@@ -94,6 +94,14 @@ _ALL = (
         {"questions": 6},
     ),
     Row(
+        "train_6_of_16",
+        "training, 6 questions a product, 16 different ones a batch",
+        "PyTorch",
+        _faster(3),
+        _TRAIN,
+        {"questions": 6, "distinct": 16},
+    ),
+    Row(
         "train_38",
         "training, 38 questions a product",
         "PyTorch",

@@ -139,7 +139,13 @@ def _published(config):
 _SHAPES = {"tiny": _tiny, "small": _small, "base": _base}
 
 
-def settings(size: str, questions: int, products: int | None = None, mixture: bool = False):
+def settings(
+    size: str,
+    questions: int,
+    products: int | None = None,
+    mixture: bool = False,
+    distinct: int = DISTINCT_QUESTIONS,
+):
     """Settings of a batch of P products with Q questions each.
 
     Args:
@@ -147,6 +153,7 @@ def settings(size: str, questions: int, products: int | None = None, mixture: bo
       questions: Q.
       products: P; None takes those that the size trains with.
       mixture: experts in odd decoder layers also where the size has none.
+      distinct: different questions that a batch asks, at most.
 
     Raises:
       UserError: for another size.
@@ -157,7 +164,5 @@ def settings(size: str, questions: int, products: int | None = None, mixture: bo
     config.data.questions_per_product = questions
     config.data.products_per_batch = products or BATCHES[size].products[questions]
     config.answer.products_per_batch = config.data.products_per_batch
-    config.data.distinct_questions = min(
-        DISTINCT_QUESTIONS, questions * config.data.products_per_batch
-    )
+    config.data.distinct_questions = min(distinct, questions * config.data.products_per_batch)
     return config

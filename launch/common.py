@@ -8,10 +8,12 @@ Exit status:
     75   a training was asked to stop by SIGTERM, SIGINT or SIGUSR1, and has saved; the same command
          goes on
     130  a second SIGINT: a training left at once, what came after its last checkpoint is lost
-Of several processes one that fails takes the others along, which end with a status of their own.
+    134  SIGABRT: of several processes the first is gone, for which JAX ends the others
+Of several processes one that fails takes the others along: with status 1, or by SIGABRT.
 """
 
 from collections.abc import Callable, Sequence
+import difflib
 import functools
 import os
 import re
@@ -136,6 +138,7 @@ def join_processes() -> None:
 
     from moemoe_jax.parallel import processes
 
+    process.abort_without_stacks()
     processes.join(place, args.peer_timeout)
     _several.append(f"process {jax.process_index()} of {jax.process_count()}")
     processes.quieten_others()
@@ -158,6 +161,13 @@ def _parse(argv: Sequence[str], config: str) -> list[str]:
 
             argv = define_config(argv, config)
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        # Absl would suggest its own flags as well, which no --help shows.
+        modules = flags.FLAGS.flags_by_module_dict().items()
+        ours = [f.name for module, own in modules if not module.startswith("absl.") for f in own]
+        near = difflib.get_close_matches(error.flagname, ours, n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise UserError(f"there is no flag --{error.flagname}{hint} (--help lists them)") from None
     except flags.Error as error:
         text = " ".join(str(error).split())
         missing = re.search(r"Flag --(\w+) must have a value", text)

@@ -22,6 +22,7 @@ from pathlib import Path
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from absl import flags
@@ -98,13 +99,19 @@ def _search(topology: str, chip) -> dict[str, Any]:
     Raises:
       RuntimeError: nothing fits, and on some of it the compiler failed.
     """
-    from moemoe_jax.aot.report import bounds, refusal, search_table
+    from moemoe_jax.aot.report import bounds, refusal, search_line, search_table
     from moemoe_jax.aot.search import search
 
     broken: list[RuntimeError] = []
 
     def measure(remat: str, batch: int) -> dict[str, Any]:
-        print(f"{topology}: remat {remat}, {batch} products a chip", flush=True)
+        print(f"{topology}: remat {remat}, {batch} products a chip ...", flush=True)
+        begun = time.monotonic()
+        row = compiled(remat, batch)
+        print(f"  {search_line(row)}  [{time.monotonic() - begun:.0f} s]", flush=True)
+        return row
+
+    def compiled(remat: str, batch: int) -> dict[str, Any]:
         settings = _settings(topology, batch)
         settings.model.text.remat = remat
         settings.model.vision.remat = remat == "full"

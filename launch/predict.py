@@ -14,11 +14,13 @@ for that.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 
 from absl import flags
 
 from launch import common, process
+from moemoe_jax.inference.config import AnswerConfig
 
 common.define_workdir("The work directory of a trained model.")
 common.define_processes()
@@ -35,7 +37,9 @@ flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list(
     "answer",
     [],
-    "Settings of answering to change, such as beams=4,alternatives=3; by default the run's.",
+    "Settings of answering to change, such as beams=4,alternatives=3; by default the run's, which "
+    "are, unless its config says otherwise: "
+    + ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(AnswerConfig)),
 )
 flags.DEFINE_bool(
     "overwrite",
@@ -50,7 +54,6 @@ def main(argv: Sequence[str]) -> int:
     common.join_processes()
     process.end_at_sigterm()
     process.trim_after_compilations()
-    import dataclasses
     from pathlib import Path
 
     from moemoe_jax.errors import UserError
@@ -88,10 +91,8 @@ def main(argv: Sequence[str]) -> int:
     return 128 + stopped if stopped else 0
 
 
-def _changed(answer, settings: Sequence[str]):
+def _changed(answer: AnswerConfig, settings: Sequence[str]) -> AnswerConfig:
     """The settings of answering with those of `--answer`, "name=value" each, in their place."""
-    import dataclasses
-
     from moemoe_jax.config_tree import from_mapping
     from moemoe_jax.errors import UserError
 
@@ -105,7 +106,7 @@ def _changed(answer, settings: Sequence[str]):
             values[name] = kind(text)
         except ValueError:
             raise UserError(f"--answer has {setting!r}; {text!r} is no {kind.__name__}") from None
-    return from_mapping(type(answer), values, "answer")
+    return from_mapping(AnswerConfig, values, "answer")
 
 
 def _check_attributes(attributes: Sequence[str], workdir) -> None:

@@ -4,7 +4,7 @@ A dataclass is the schema and holds the defaults. `to_config_dict` unfolds it fo
 `from_mapping` builds it back and refuses what it does not know, naming the nearest key.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import types
@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 
 T = TypeVar("T")
 
@@ -160,6 +161,26 @@ def choose(file: str, name: str, known: Collection[str]) -> str:
     if name not in known:
         raise UserError(f"{file} does not know {name!r}; use one of {', '.join(known)}")
     return name
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields what differs in two trees of settings: the path, the old value, the new one."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), _join(path, key))
+    elif old != new:
+        yield path, old, new
+
+
+def differences_text(different: Sequence[tuple[str, Any, Any]]) -> str:
+    """The first of some `differences`, as part of a message."""
+    each = []
+    for path, before, now in different[:3]:
+        pair = f"{shown(before)} there, {shown(now)} now"
+        cut = shown(before) == shown(now)  # long values are, and may look alike then
+        each.append(f"{path}: {'what is too long to show' if cut else pair}")
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return ", ".join(each) + more
 
 
 def _join(path: str, key: str) -> str:

@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moemoe_jax.config_tree import differences, differences_text
 from moemoe_jax.errors import UserError
 from moemoe_jax.files import read_json
 
@@ -128,16 +129,13 @@ class WorkDir:
         if not self.config.exists():
             return False
         saved, wanted = self.read_config(), json.loads(config_json)
-        different = [d for d in _differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
+        different = [d for d in differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
         if different:
-            shown = ", ".join(
-                f"{path}: {old!r} there, {new!r} now" for path, old, new in different[:3]
-            )
-            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
-                f"{self.path} belongs to a run with other settings ({shown}{more}); "
-                "to go on, give them as they were; for other settings choose another --workdir, "
-                "which can start from this one (--config.init.work_dir)"
+                f"{self.path} belongs to a run with other settings "
+                f"({differences_text(different)}); to go on, give them as they were; for other "
+                "settings choose another --workdir, which can start from this one "
+                "(--config.init.work_dir)"
             )
         return True
 
@@ -174,12 +172,3 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(path.name + f".part{os.getpid()}")
     part.write_text(text)
     os.replace(part, path)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            where = f"{path}.{key}" if path else key
-            yield from _differences(old.get(key), new.get(key), where)
-    elif old != new:
-        yield path, old, new

@@ -4,7 +4,14 @@ import dataclasses
 import ml_collections
 import pytest
 
-from moemoe_jax.config_tree import choose, from_mapping, nearest, to_config_dict
+from moemoe_jax.config_tree import (
+    choose,
+    differences,
+    differences_text,
+    from_mapping,
+    nearest,
+    to_config_dict,
+)
 from moemoe_jax.errors import UserError
 
 
@@ -111,3 +118,14 @@ def test_choose_returns_what_is_known_and_names_the_rest():
     assert choose("configs/x.py", "a", ("a", "b")) == "a"
     with pytest.raises(UserError, match=r"^configs/x\.py does not know 'c'; use one of a, b$"):
         choose("configs/x.py", "c", ("a", "b"))
+
+
+def test_what_differs_is_told_by_its_path():
+    old = {"gears": {"teeth": [11], "ratio": 2.5}, "bell": True, "rider": "x" * 200}
+    new = {"gears": {"teeth": [12], "ratio": 2.5}, "bell": True, "rider": "x" * 199}
+    found = list(differences(old, new))
+    assert found[0] == ("gears.teeth", [11], [12])
+    told = "gears.teeth: [11] there, [12] now, rider: what is too long to show"
+    assert differences_text(found) == told
+    assert differences_text(found * 2).endswith(", gears.teeth: [11] there, [12] now and 1 more")
+    assert not list(differences(old, old))

@@ -6,23 +6,24 @@ from benchmarks.batches import random_batch
 from benchmarks.isolated import require_torch
 from benchmarks.measure import Context, Samples, best, in_turn, timed
 from benchmarks.ours import Training, experiment
-from benchmarks.sizes import BATCHES, settings
+from benchmarks.sizes import BATCHES, DISTINCT_QUESTIONS, settings
 
 _ENOUGH = 64  # rows after which the rest of the peer's batch costs as much a row
 
 
-def against_peer(context: Context, questions: int) -> Samples:
+def against_peer(context: Context, questions: int, distinct: int = DISTINCT_QUESTIONS) -> Samples:
     """One step of ours on P products with Q questions each, and one of the peer's on P * Q rows.
 
     With one question a product the peer takes the whole batch at once, as we do. With more it adds
-    up micro-batches of the size that is best for it, and is spared most of a long batch.
+    up micro-batches of the size that is best for it, and is spared most of a long batch. How many
+    of the questions are `distinct` is the same to it: each of its rows has one encoded.
     """
     require_torch()
     import torch
 
     from benchmarks import peer
 
-    config = experiment(settings(context.size, questions))
+    config = experiment(settings(context.size, questions, distinct=distinct))
     batch = random_batch(config)
     theirs = peer.Training(config, batch)
     rows = theirs.examples

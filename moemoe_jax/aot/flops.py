@@ -12,7 +12,6 @@ questions, L answer tokens, D width, I all heads' channels, F hidden width, E ex
 import dataclasses
 
 from moemoe_jax.aot.flops_text import Memory, Part, text_stack
-from moemoe_jax.data.batching import question_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.window_attention import BIAS_HIDDEN
@@ -77,7 +76,7 @@ def _formula(
     """
     model, data = config.model, config.data
     products, questions = data.products_per_batch, data.questions_per_product
-    rows = question_rows(data, data.distinct_questions or products * questions)
+    rows = data.distinct_questions or products * questions
     parts: dict[str, Part] = {}
 
     def stack(name: str, **shape) -> bool:

@@ -11,7 +11,6 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from moemoe_jax.data.batching import question_rows
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
@@ -53,7 +52,7 @@ def abstract_batch(config: DataConfig, products: int, mesh: Mesh) -> dict[str, A
 
     config = dataclasses.replace(config, products_per_batch=products)
     questions = config.questions_per_product
-    rows = question_rows(config, config.distinct_questions or products * questions)
+    rows = config.distinct_questions or products * questions
     side = config.image_size
     shapes = {
         "image": (np.uint8, products, side, side, 3),

@@ -164,6 +164,15 @@ def _left(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def search_line(row: dict[str, Any]) -> str:
+    """What one candidate of a search came to."""
+    if not row["fits"]:
+        return row["note"]
+    peak, step = f"{row['peak'] / GIB:.2f} GiB", f"{row['step'] * 1e3:.2f} ms"
+    speed = f"{row['throughput']:,.0f} products/s at most, {row['bound']}-bound"
+    return f"fits with {peak}; a step takes at least {step}: {speed}"
+
+
 def search_table(rows: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
     """What a search tried, in its order; the best is marked."""
     lines = [("remat", "products a chip", "peak GiB", "least ms", "products/s", "")]

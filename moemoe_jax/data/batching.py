@@ -16,34 +16,19 @@ from moemoe_jax.data.examples import Product
 from moemoe_jax.data.questions import Example
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.data.tokenizer import EOS_ID
-from moemoe_jax.errors import UserError
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
 def question_rows(config: DataConfig, distinct: int) -> int:
-    """Decides U, so that no batch of these data can have more distinct questions.
+    """U, so that no batch of these data can have more distinct questions: at most P * Q.
 
     Args:
-      config: P, Q, and U where it is set by hand.
+      config: P and Q.
       distinct: how many different questions the data ask (or any larger number).
-
-    Returns:
-      U: as many rows as are needed, and at most P * Q.
-
-    Raises:
-      UserError: the U set by hand is too small for these data.
     """
     most = config.products_per_batch * config.questions_per_product
-    needed = max(1, min(most, distinct))
-    if not config.distinct_questions:
-        return needed
-    if config.distinct_questions < needed:
-        raise UserError(
-            f"data.distinct_questions is {config.distinct_questions}, but a batch of these data "
-            f"can ask {needed} different questions: set it to 0 or to at least {needed}"
-        )
-    return config.distinct_questions
+    return max(1, min(most, distinct))
 
 
 def distinct_questions(asked: Iterable[tuple[Example, ...]]) -> list[str]:

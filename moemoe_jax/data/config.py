@@ -133,8 +133,10 @@ class DataConfig:
         without a text has the question as its text.
       questions_per_product: Q; in training a sample of the product's, in evaluation a chunk.
       products_per_batch: P, over all processes together.
-      distinct_questions: U, rows of a batch's question table; 0 takes what every batch of these
-        data needs (at most P * Q).
+      distinct_questions: U, rows of a training batch's question table; 0 takes what every batch of
+        these data needs (at most P * Q). With fewer, a batch asks U questions at most, drawn anew
+        for each, which saves encoding the others; a product that has less than Q of them is asked
+        less.
       image_size: side of the square image, in pixels.
       image_mean, image_std: per-channel normalisation of pixels in [0, 1], done by the model.
       max_image_pixels: larger images are rejected by their header, before they are decoded.

@@ -4,7 +4,10 @@ A reject is a record or an image that could not be used; a note is something use
 """
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+import contextlib
 import threading
+from typing import Any
 
 
 class Notes:
@@ -12,21 +15,26 @@ class Notes:
 
     `once` counts an event of a given record or text a single time, however often epochs and full
     caches bring it back. The first example of an event is kept, so that it can be looked at.
+
+    A job in parts, some of which another process or an earlier start of it does, names the part
+    with `within`, keeps what `take` tells of each with its results, and has all of it together by
+    `put`.
     """
 
     def __init__(self):
         self._lock = threading.Lock()
+        self._thread = threading.local()
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._records: dict[str, bytearray] = {}
         self._texts: dict[str, set[str]] = {}
+        self._parts: dict[int, dict[str, dict[str, Any]]] = {}
 
     def add(self, event: str, count: int = 1, example: str = "") -> None:
         """Counts `event`, `count` times; `example` says what it happened to."""
         if count:
             with self._lock:
-                self._counts[event] += count
-                self._examples.setdefault(event, example)
+                self._count(event, count, example)
 
     def once(self, event: str, key: int | str, example: str = "") -> None:
         """Counts `event` unless it was counted for this record number or text before."""
@@ -43,8 +51,40 @@ class Notes:
                 fresh = not flags[key]
                 flags[key] = 1
             if fresh:
-                self._counts[event] += 1
-                self._examples.setdefault(event, example)
+                self._count(event, 1, example, key)
+
+    def _count(self, event: str, count: int, example: str, key: int | str | None = None) -> None:
+        self._counts[event] += count
+        self._examples.setdefault(event, example)
+        part = getattr(self._thread, "part", None)
+        if part is not None:
+            new = {"count": 0, "example": example, "texts": []}
+            kept = self._parts.setdefault(part, {}).setdefault(event, new)
+            if isinstance(key, str):
+                kept["texts"].append(key)  # which other parts may have as well
+            else:
+                kept["count"] += count
+
+    @contextlib.contextmanager
+    def within(self, part: int) -> Iterator[None]:
+        """What this thread notes inside the block is of that part of the job."""
+        self._thread.part = part
+        try:
+            yield
+        finally:
+            self._thread.part = None
+
+    def take(self, part: int) -> dict[str, dict[str, Any]]:
+        """What was noted of a part since it was last taken, as JSON types; `put` reads it."""
+        with self._lock:
+            return self._parts.pop(part, {})
+
+    def put(self, taken: Mapping[str, Mapping[str, Any]]) -> None:
+        """Counts what `take` told of a part, here or elsewhere."""
+        for event, kept in taken.items():
+            self.add(event, kept["count"], kept["example"])
+            for text in kept["texts"]:
+                self.once(event, text, kept["example"])
 
     def counts(self) -> dict[str, int]:
         """Returns every event seen so far with its count, by name."""

@@ -8,6 +8,11 @@ several processes makes its own rows of the same batch. The table of distinct qu
 whole batch: every process makes all of it, which takes the choice of every row's questions but none
 of their products.
 
+Where a batch could ask more questions than its table has rows (`data.distinct_questions`), it asks
+only some of them, drawn by (seed, step) from all that its products have. A question of a product is
+then still as likely to be asked as any other of it, but products of one batch are asked more of the
+same.
+
 Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
 question table.
 """
@@ -67,7 +72,7 @@ class TrainBatches:
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
         self.attributes = found.attributes
-        self.rows = question_rows(config, len(found.questions))
+        self.rows = config.distinct_questions or question_rows(config, len(found.questions))
         self.rejects, self.notes = reader.rejects, reader.notes
         self.needless: Callable[[int], bool] = lambda record: False
         self._reader, self._seed = reader, seed
@@ -132,22 +137,38 @@ class TrainBatches:
         drawn = self._order[step]
         first, indices = step * len(drawn), self._indices[drawn]
         length = self._lengths[self._buckets[drawn].max()]
-        asked = [self._draw(int(index), first + row)[0] for row, index in enumerate(indices)]
-        products = [self._product(int(indices[row]), first + row, length) for row in self._mine]
-        return collate(products, distinct_questions(asked), self._reader, self.rows, length)
+        asked = self._shared([self._reader.examples(int(index))[1] for index in indices], step)
+        drawn = [self._draw(examples, first + row) for row, examples in enumerate(asked)]
+        products = [self._product(int(indices[row]), *drawn[row], length) for row in self._mine]
+        questions = distinct_questions(examples for examples, _ in drawn)
+        return collate(products, questions, self._reader, self.rows, length)
 
-    def _draw(self, index: int, row: int) -> tuple[tuple[Example, ...], np.random.Generator]:
+    def _shared(self, asked: Meta, step: int) -> Meta:
+        """What is left of the questions of a batch's products: all that the table has room for."""
+        config = self._reader.config
+        if self.rows >= config.products_per_batch * config.questions_per_product:
+            return asked
+        questions = distinct_questions(asked)
+        if len(questions) <= self.rows:
+            return asked
+        rng = np.random.default_rng((self._seed % 2**64, step))
+        some = {questions[i] for i in rng.permutation(len(questions))[: self.rows]}
+        return [tuple(e for e in examples if e.question in some) for examples in asked]
+
+    def _draw(
+        self, examples: tuple[Example, ...], row: int
+    ) -> tuple[tuple[Example, ...], np.random.Generator]:
         """The questions to ask in a row, and the generator for what else is random about it."""
         count = self._reader.config.questions_per_product
         key = np.array([self._seed % 2**64, row], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        examples = self._reader.examples(index)[1]
         if len(examples) > count:
             examples = tuple(examples[i] for i in rng.permutation(len(examples))[:count])
         return examples, rng
 
-    def _product(self, index: int, row: int, length: int) -> Product:
-        examples, rng = self._draw(index, row)
+    def _product(
+        self, index: int, examples: tuple[Example, ...], rng: np.random.Generator, length: int
+    ) -> Product:
         if self.needless(index):
             return Product(examples, {})
         product = self._reader.read(index, lambda _: examples, rng=rng)

@@ -61,6 +61,18 @@ def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> np.ndarr
     return np.repeat(np.array(means, float), np.array(sizes, int))
 
 
+def targets(correct: np.ndarray) -> np.ndarray:
+    """What bool [N] answers are fitted to: float64 [N], strictly between 0 and 1.
+
+    Platt's `(R + 1) / (R + 2)` and `1 / (W + 2)` for R right and W wrong answers instead of 1 and
+    0: three answers that are all right do not show that the next one is, and their fit is finite.
+    Of thousands, they are hardly different.
+    """
+    correct = np.asarray(correct, bool)
+    right = int(correct.sum())
+    return np.where(correct, (right + 1) / (right + 2), 1 / (correct.size - right + 2))
+
+
 @dataclasses.dataclass(frozen=True)
 class PiecewiseLinear:
     """Monotone map through the knots `(x, y)`, flat outside; without a knot it is the identity."""
@@ -87,7 +99,7 @@ class Sigmoid:
 
 
 def fit_isotonic(confidence: np.ndarray, correct: np.ndarray) -> PiecewiseLinear:
-    """Isotonic regression of `correct` on `confidence`; equal confidences are one point.
+    """Isotonic regression of `targets` on `confidence`; equal confidences are one point.
 
     Args:
       confidence: float [N], in [0, 1].
@@ -99,7 +111,7 @@ def fit_isotonic(confidence: np.ndarray, correct: np.ndarray) -> PiecewiseLinear
     points, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     if not points.size:
         return PiecewiseLinear()
-    right = np.bincount(inverse, weights=np.asarray(correct, float))
+    right = np.bincount(inverse, weights=targets(correct))
     level = pool_adjacent_violators(right / counts, counts)
     # Inside a constant block only its two ends say anything.
     inner = np.zeros(level.size, bool)
@@ -111,9 +123,6 @@ def fit_sigmoid(
     confidence: np.ndarray, correct: np.ndarray, *, with_offset: bool = True
 ) -> Sigmoid:
     """Platt scaling on the logit of the confidence, or temperature scaling without the offset.
-
-    The targets are Platt's `(R + 1) / (R + 2)` and `1 / (W + 2)` for R right and W wrong answers
-    instead of 1 and 0, so that answers that are all right still have a finite fit.
 
     Args:
       confidence: float [N], in [0, 1].
@@ -129,8 +138,7 @@ def fit_sigmoid(
     if not correct.size:
         return Sigmoid()
     logit = _logit(confidence)
-    right = int(correct.sum())
-    target = np.where(correct, (right + 1) / (right + 2), 1 / (correct.size - right + 2))
+    target = targets(correct)
 
     def loss(parameters):
         z = parameters[0] * logit + parameters[1]

@@ -2,9 +2,6 @@
 
 import dataclasses
 
-from moemoe_jax.inference.beam import EARLY_STOPPINGS
-from moemoe_jax.inference.confidence import CONFIDENCES
-
 
 @dataclasses.dataclass(frozen=True)
 class AnswerConfig:
@@ -33,6 +30,10 @@ class AnswerConfig:
     lengths: int = 3
 
     def __post_init__(self):
+        # Here, so that a command's --help can list the settings without importing JAX.
+        from moemoe_jax.inference.beam import EARLY_STOPPINGS
+        from moemoe_jax.inference.confidence import CONFIDENCES
+
         for name, known in (("confidence", CONFIDENCES), ("early_stopping", EARLY_STOPPINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -73,7 +73,6 @@ def answer_source(
     data = dataclasses.replace(
         config.data,
         products_per_batch=config.answer.products_per_batch,
-        distinct_questions=0,
         attributes=tuple(only) or config.data.attributes,
     )
     notes = Notes()
@@ -124,6 +123,12 @@ def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = pri
         [a.attribute for a in given],
         config.calibration,
     )
+    if len(given) < config.calibration.min_count:
+        say(
+            f"  note: calibrated on {len(given)} answers, fewer than the "
+            f"{config.calibration.min_count} of calibration.min_count: calibrated scores mean "
+            "little; more validation records (data.val_fraction) make them mean more"
+        )
     scored = [
         dataclasses.replace(a, calibrated=float(c))
         for a, c in zip(

@@ -1,9 +1,10 @@
-"""What answers depend on, in a few short digests: the input, the model and the settings."""
+"""What answers depend on: digests of the input and the model, and the settings."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,30 @@ from moemoe_jax.workdir import WorkDir
 
 
 def fingerprint(
-    loaded: Loaded, workdir: WorkDir, spec: str, output: Path, settings: Mapping[str, Any]
-) -> dict[str, str]:
-    """The digests of all that the answers to a source depend on.
+    loaded: Loaded, workdir: WorkDir, spec: str, output: Path, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the answers to a source depend on, by topic: digests, and the settings themselves.
 
     Args:
       loaded: the model.
       workdir: where it is from.
       spec: of the input, as `data.sources.open_source` takes it.
       output: where the answers go; in a folder of the input, that file is no input.
-      settings: what else the answers depend on, printable.
+      asked: what else the answers depend on, of JSON types, by a name that a user knows it by.
+
+    Returns:
+      JSON types: what is read back from a file is equal.
     """
     config = loaded.config
-    said = (config.model, config.answer, what_matters(config.data), sorted(settings.items()))
+    model, answer, data = map(
+        dataclasses.asdict, (config.model, config.answer, what_matters(config.data))
+    )
+    settings = {"model": model, "answer": answer, "data": data, **asked}
     return {
         "input": input_digest(spec, output),
-        "model": _joined([_array_digest(loaded.params), content_digest(workdir.tokenizer)]),
-        "settings": _joined(map(repr, said)),
+        "weights": _array_digest(loaded.params),
+        "tokenizer": content_digest(workdir.tokenizer),
+        "settings": json.loads(json.dumps(settings)),
     }
 
 

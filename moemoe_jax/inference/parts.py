@@ -2,10 +2,12 @@
 
     .answers.jsonl.parts/manifest.json     what the answers depend on
     .answers.jsonl.parts/00000012.jsonl    the answers of window 12, complete
+    .answers.jsonl.parts/00000012.json     what was noted of it on the way, if anything was
 
 A part appears whole or not at all; the parts are joined in order, and the file takes its name.
 """
 
+from collections.abc import Iterable
 import contextlib
 import errno
 import fcntl
@@ -13,17 +15,24 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import jax
 
+from moemoe_jax.config_tree import differences, differences_text
+from moemoe_jax.data.notes import Notes
 from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import ScoredAnswer, read_answers, replacing, write_answers
 from moemoe_jax.workdir import write_atomically
 
 _MANIFEST = "manifest.json"
 _JOINED = "joined"  # there once all parts are, so that an output beside it may be ours
-_NOUNS = {"input": "another input", "model": "another model", "settings": "other settings"}
+_NOUNS = {
+    "input": "another input",
+    "weights": "another model or checkpoint",
+    "tokenizer": "another tokenizer",
+    "settings": "other settings",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -58,23 +67,34 @@ class Parts:
         fits = records // count  # a job that goes on must keep its windows
         return f"{told}; --answer=window={fits} makes more" if fits and not self.done else told
 
-    def write(self, number: int, answers: list[ScoredAnswer]) -> None:
+    def write(
+        self, number: int, answers: list[ScoredAnswer], noted: dict[str, dict[str, Any]]
+    ) -> None:
         """Writes the answers of a window down for good.
+
+        Args:
+          number: of the window.
+          answers: to its questions.
+          noted: of it, by `Notes.take`.
 
         Raises:
           UserError: the disk is full, or the folder cannot be written to.
         """
         path = self._path(number)
-        part = path.with_suffix(".tmp")
+        lines = (json.dumps(a.to_json(), ensure_ascii=False, allow_nan=False) for a in answers)
         with told(self._output):
-            with part.open("w", encoding="utf-8") as out:
-                for answer in answers:
-                    line = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
-                    out.write(line + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(path)
+            if noted:  # before the answers, with which the window is done
+                _write_down(path.with_suffix(".json"), [json.dumps(noted)])
+            _write_down(path, lines)
         self.done.add(number)
+
+    def notes(self) -> Notes:
+        """What was noted of all windows that are done, by whichever process and start did them."""
+        notes = Notes()
+        for number in sorted(self.done):
+            with contextlib.suppress(FileNotFoundError):  # there was nothing to note
+                notes.put(json.loads(self._path(number).with_suffix(".json").read_bytes()))
+        return notes
 
     def join(self, windows: int) -> int:
         """Puts the parts of all windows into the output, and removes them.
@@ -140,12 +160,12 @@ def _exists(output: Path) -> UserError:
     return UserError(f"{output} exists; choose another --output or add --overwrite")
 
 
-def open_parts(output: Path, fingerprint: dict[str, str], overwrite: bool = False) -> Parts:
+def open_parts(output: Path, fingerprint: dict[str, Any], overwrite: bool = False) -> Parts:
     """Begins an output, or goes on with one that was begun with the same fingerprint.
 
     Args:
       output: the file to be; `.jsonl` or `.parquet`.
-      fingerprint: of all that the answers depend on, by topic.
+      fingerprint: of all that the answers depend on, by topic, in JSON types.
       overwrite: start anew, and replace the output if there is one.
 
     Raises:
@@ -171,13 +191,15 @@ def share_parts(output: Path, resumed: bool) -> Parts:
     return Parts(output, _folder(output), None, resumed)
 
 
-def _resumes(folder: Path, output: Path, fingerprint: dict[str, str]) -> bool:
+def _resumes(folder: Path, output: Path, fingerprint: dict[str, Any]) -> bool:
     """Whether the parts are of this very output; raises UserError where that must not go on."""
     begun = _begun(folder)
     answered = any(folder.glob("*.jsonl"))
     if begun is not None and begun["fingerprint"] != fingerprint and answered:
         old = begun["fingerprint"]
         changed = [noun for name, noun in _NOUNS.items() if old.get(name) != fingerprint[name]]
+        if settings := list(differences(old.get("settings"), fingerprint["settings"])):
+            changed[-1] += f" ({differences_text(settings)})"
         raise UserError(
             f"{output} was begun with {' and '.join(changed)}: give what it was begun with to go "
             "on, choose another --output, or add --overwrite to start anew"
@@ -200,7 +222,7 @@ def _begun(folder: Path) -> dict | None:
         return None
 
 
-def _write_manifest(folder: Path, fingerprint: dict[str, str], replaces: bool) -> None:
+def _write_manifest(folder: Path, fingerprint: dict[str, Any], replaces: bool) -> None:
     content = {"fingerprint": fingerprint, "replaces": replaces}
     write_atomically(folder / _MANIFEST, json.dumps(content, indent=1) + "\n")
 
@@ -222,6 +244,17 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != "lock":
             path.unlink()
+
+
+def _write_down(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file that is there whole or not at all, whatever happens to the machine."""
+    part = path.with_suffix(".tmp")
+    with part.open("w", encoding="utf-8") as out:
+        for line in lines:
+            out.write(line + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
 
 
 @contextlib.contextmanager

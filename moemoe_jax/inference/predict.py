@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 import signal
 import time
+from typing import Any
 
 from flax import nnx
 import jax
@@ -35,7 +36,7 @@ from moemoe_jax.inference.parts import Parts, check_output, open_parts, share_pa
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.inference.stream import Stream, answer_windows, stream_data
 from moemoe_jax.models.config import MoEMoEConfig
-from moemoe_jax.training import together
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.workdir import WorkDir
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -88,10 +89,9 @@ def predict(
     config = loaded.config
     data = stream_data(config.data, config.answer, len(ask))
     data = dataclasses.replace(data, attributes=tuple(only) or data.attributes)
-    settings = {"name": name, "ask": tuple(ask), "only": tuple(only)}
-    settings["calibrator"] = None if calibrator is None else json.dumps(calibrator.to_json())
-    identity = fingerprint(loaded, workdir, spec, output, settings)
-    parts = _open(output, identity, overwrite)
+    asked = {"model name": name, "asked of every record": list(ask), "asked at all": list(only)}
+    asked["calibration"] = None if calibrator is None else calibrator.to_json()
+    parts = _open(output, fingerprint(loaded, workdir, spec, output, asked), overwrite)
     try:
         rejects = _rejects(output, data.max_reject_fraction, parts.resumed)
         with told(output):
@@ -117,17 +117,20 @@ def predict(
         )
         with _signals() as stopped, told(output):
             _answer(stream, parts, predictor, loaded.params, stopped, say)
-        _report(stream, reader, config.model, say)
+        _report(stream, config.model, say)
         number = _of_all(stopped.number)
         parts.look()
+        if is_primary():
+            for line in parts.notes().lines():
+                say(f"  {line}")
         if len(parts.done) < stream.windows:
             say(
                 f"stopped by {signal.Signals(number).name}: {len(parts.done)} of "
                 f"{windows} are answered; to go on, run the same without --overwrite"
             )
             return number
-        together.meet("all windows are counted")
-        if not together.is_first():
+        barrier("all windows are counted")
+        if not is_primary():
             return 0
         _take_over(rejects, rejects.path)
         rejects.check(max(rejects.seen, len(source)))
@@ -140,13 +143,13 @@ def predict(
     return 0
 
 
-def _open(output: Path, identity: dict[str, str], overwrite: bool) -> Parts:
+def _open(output: Path, identity: dict[str, Any], overwrite: bool) -> Parts:
     """The parts of the output, which the first process opens for all."""
-    parts = open_parts(output, identity, overwrite) if together.is_first() else None
+    parts = open_parts(output, identity, overwrite) if is_primary() else None
     resumed = bool(_of_all(parts is not None and parts.resumed))
     if parts is None:
         parts = share_parts(output, resumed)
-    together.meet("all know what is answered")
+    barrier("all know what is answered")
     return parts
 
 
@@ -182,13 +185,13 @@ def _rejects(output: Path, max_fraction: float, resumed: bool) -> Rejects:
     While several processes answer, each but the first has a list of its own.
     """
     path = output.with_name(output.name + ".rejects.jsonl")
-    if together.is_first():
+    if is_primary():
         rejects = Rejects(path, max_fraction, anew=not resumed)
         if resumed and path.exists():
             _count(rejects, path)
         _take_over(rejects, path, counted=resumed)
-    together.meet("the rejects so far are in one list")
-    if not together.is_first():
+    barrier("the rejects so far are in one list")
+    if not is_primary():
         rejects = Rejects(path, max_fraction, jax.process_index(), anew=True)
     return rejects
 
@@ -237,13 +240,14 @@ def _answer(
             if writing is not None:
                 writing.result()
             answers = list(itertools.chain.from_iterable(window.answers))
-            writing = writer.submit(parts.write, window.number, answers)
+            noted = stream.notes.take(window.number)
+            writing = writer.submit(parts.write, window.number, answers, noted)
             progress.step()
         if writing is not None:
             writing.result()
 
 
-def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say) -> None:
+def _report(stream: Stream, model: MoEMoEConfig, say: Say) -> None:
     shapes = ", ".join(f"{p}x{k}x{u}" for p, k, u in sorted(stream.shapes))
     encoder = "; one for each number of questions encodes them" if model.question_encoder else ""
     say(
@@ -252,8 +256,6 @@ def _report(stream: Stream, reader: ProductReader, model: MoEMoEConfig, say: Say
     )
     if model.has("text") and (reason := padding_is_read(model)):
         say(f"  texts are padded to one length: {reason}")
-    for line in reader.notes.lines():
-        say(f"  {line}")
 
 
 class _Progress:

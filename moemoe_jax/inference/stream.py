@@ -110,6 +110,7 @@ class Stream:
 
     Attributes:
       windows: how many there are.
+      notes: the reader's, each of its window.
       shapes: (P, K, U) of the batches so far; each is a program, beside one for each U that encodes
         a table of questions.
       most_shapes: how many there can be at most.
@@ -126,6 +127,7 @@ class Stream:
         config = reader.config
         self._trained = trained
         self._reader, self._size = reader, answer.window
+        self.notes = reader.notes
         self.windows = -(-len(reader.source) // answer.window)
         self._sizes = batch_sizes(config.products_per_batch, devices)
         self._lengths = text_lengths(model, answer.lengths)
@@ -165,15 +167,16 @@ class Stream:
     def _rows_of(self, index: int) -> list[Product]:
         """The rows of one record: one, or more where it is asked more than Q questions."""
         reader, size = self._reader, self._reader.config.questions_per_product
-        _, examples = reader.examples(index, notes=reader.notes)
-        if not examples:
-            reader.notes.add("products without a question left out")
-            return []
-        self._note_untrained(examples)
-        if reader.config.context_includes_question:
-            found = [reader.read(index, lambda _, e=e: (e,)) for e in examples]
-            return [product for product in found if product.examples]
-        product = reader.read(index, lambda all_of_them: all_of_them)
+        with self.notes.within(index // self._size):
+            _, examples = reader.examples(index, notes=self.notes)
+            if not examples:
+                self.notes.add("products without a question left out")
+                return []
+            self._note_untrained(examples)
+            if reader.config.context_includes_question:
+                found = [reader.read(index, lambda _, e=e: (e,)) for e in examples]
+                return [product for product in found if product.examples]
+            product = reader.read(index, lambda all_of_them: all_of_them)
         return [
             Product(product.examples[start : start + size], product.sources)
             for start in range(0, len(product.examples), size)
@@ -185,7 +188,7 @@ class Stream:
         for example in examples if self._trained else ():
             if example.attribute not in known and example.question not in known:
                 what = "questions about no attribute that the model was trained on"
-                self._reader.notes.add(what, example=shown(example.question))
+                self.notes.add(what, example=shown(example.question))
 
     def _plan(self, rows: list[Product]) -> Iterator[np.ndarray]:
         """Which rows make a batch: neighbours by length; what is left over are the shortest."""
@@ -209,7 +212,8 @@ class Stream:
         questions = self._questions(examples)
         table = smallest(self._tables, len(questions))
         self.shapes.add((size, length, table))
-        batch = collate(filled, questions, self._reader, table, length)
+        with self.notes.within(window.number):
+            batch = collate(filled, questions, self._reader, table, length)
         del batch["answer_ids"]
         return Work(window, chosen, batch, examples)
 

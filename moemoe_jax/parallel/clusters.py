@@ -107,20 +107,22 @@ def detect(environ: Mapping[str, str], metadata: Metadata | None = None) -> Plac
     Open MPI comes before Slurm, which often starts it, and all come before Cloud TPU machines.
 
     Raises:
-      UserError: for a variable that is not a number, or a job started in the wrong way.
+      UserError: for a variable that is missing or not a number, or a job started in the wrong way.
     """
     try:
         for one in (_open_mpi, _slurm, _gke_tpu, _skypilot, _kubernetes):
             place = one(environ)
             if place is not None:
                 return place
+        if metadata is None and not _is_tpu_machine(environ):
+            return None
+        return _cloud_tpu(metadata or _ask_metadata)
+    except KeyError as error:
+        raise UserError(f"the cluster did not set {error.args[0]}; {_REMEDY}") from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"the cluster's variables make no sense ({error}); {_REMEDY}") from None
-    if metadata is None and not _is_tpu_machine(environ):
-        return None
-    return _cloud_tpu(metadata or _ask_metadata)
+        raise UserError(f"what the cluster says makes no sense ({error}); {_REMEDY}") from None
 
 
 def _port(number: int) -> int:

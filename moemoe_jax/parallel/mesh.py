@@ -111,17 +111,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh without its devices, to plan with; sizes with no -1 need none to be here.
+    """The mesh without its devices, to plan with, whatever devices are here.
 
-    Raises:
-      UserError: when the sizes do not fit the number of devices here.
+    An axis of -1 takes those that are here; where these do not come out even, as a laptop's do not
+    for a pod, it is 1.
     """
-    count = len(jax.devices()) if -1 in config.sizes else math.prod(config.sizes)
-    try:
-        sizes = config.resolve(count)
-    except UserError as error:
-        here = "to plan for devices that are not here, give all, such as --config.mesh.data=4"
-        raise UserError(f"{error}; {here}") from None
+    given = math.prod(size for size in config.sizes if size != -1)
+    here = len(jax.devices()) if -1 in config.sizes else given
+    sizes = config.resolve(given if here % given else here)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

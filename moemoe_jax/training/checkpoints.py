@@ -17,8 +17,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.parallel.processes import is_primary
 from moemoe_jax.training import checkpoint_trees as trees
-from moemoe_jax.training import damage, disk, manifest, together
+from moemoe_jax.training import damage, disk, manifest
 from moemoe_jax.training.checksums import checksums
 from moemoe_jax.training.manifest import Manifest
 from moemoe_jax.training.retention import LastAndBest
@@ -78,7 +79,7 @@ class Checkpoints:
         self._sign = -1.0 if best_mode == "min" else 1.0
         self._saving: dict[int, Manifest] = {}  # what was saved here, without the files
         self._verified: dict[int, Manifest] = {}  # whose files were compared with it
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=LastAndBest(keep_last, keep_best, self._score),
@@ -137,6 +138,8 @@ class Checkpoints:
         leaves = {name: trees.storable(name, leaf) for name, leaf in trees.flatten(state).items()}
         disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
         described = manifest.describe(leaves, checksums(leaves))
+        # Those that are kept have their scores asked for; of the others there may be thousands.
+        self._saving = {kept: self._saving[kept] for kept in self.steps() if kept in self._saving}
         self._saving[step] = Manifest.of(step, self._config, document, described)
         self._verified.pop(step, None)
         with disk.told_as_os_errors(self.directory):
@@ -256,15 +259,6 @@ class Checkpoints:
         state = jax.tree.unflatten(structure, [leaves[name] for name in wanted])
         return Restored(state, saved.meta, step)
 
-    def read_meta(self, step: int) -> dict[str, Any]:
-        """Reads the meta of one checkpoint alone.
-
-        Raises:
-          DamagedError: when it is not what was saved.
-        """
-        self.wait()
-        return damage.read_manifest(self._place(step)).meta
-
     def _verify(self, step: int) -> Manifest:
         """Compares the files of a checkpoint with its manifest, once, and returns that."""
         if step not in self.steps():
@@ -280,7 +274,7 @@ class Checkpoints:
             return None
         for place, cause in ((error.place, error.cause) for error in whole.damaged):
             kept = "" if self._read_only else f"; it is kept as {damage.put_aside(place).name}"
-            if together.is_first():
+            if is_primary():
                 logging.warning(
                     "checkpoint %s is damaged (%s): step %d is used instead%s",
                     place, cause, whole.step, kept,
@@ -311,6 +305,20 @@ class Checkpoints:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to `stopping.Stop` to ask whether to stop.
+
+    Orbax would ask as well, under the number of the step, where `Stop` has a count of its own. JAX
+    knows of one count alone: it would wait for a number that `Stop` is past, or far from, and the
+    training would go on.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """No; never asks."""
+        del step
+        return False
 
 
 def _arrays(args: ocp.args.CheckpointArgs) -> ocp.args.Composite:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.training import manifest, together
 from moemoe_jax.training.diagnosis import damaged_leaves
 from moemoe_jax.training.manifest import Manifest
@@ -60,7 +61,7 @@ def verify(place: epath.Path) -> Manifest:
         problem = str(error)
     problem = together.first_problem(problem)
     if problem:
-        leaves = damaged_leaves(place / ARRAYS, found) if together.is_first() else []
+        leaves = damaged_leaves(place / ARRAYS, found) if is_primary() else []
         raise DamagedError(place, problem + (f"; leaves: {shown(leaves)}" if leaves else ""))
     return found
 
@@ -102,10 +103,10 @@ def put_aside(place: epath.Path) -> epath.Path:
     """
     names = (f"{place.name}.damaged{number or ''}" for number in itertools.count())
     new = next(path for path in map(place.parent.joinpath, names) if not path.exists())
-    together.meet(f"before {new}")  # all have looked for a free name
-    if together.is_first():
+    barrier(f"before {new}")  # all have looked for a free name
+    if is_primary():
         place.rename(new)
-    together.meet(f"after {new}")
+    barrier(f"after {new}")
     return new
 
 

@@ -1,17 +1,18 @@
 """What each device would hold of a training: worked out, with nothing allocated, read or written.
 
-For a mesh whose sizes are all given, the devices need not be here: a laptop plans for a pod.
+The devices need not be here: a laptop plans for a pod.
 """
 
 from collections.abc import Callable, Iterator
 
 from flax import nnx
+import jax
 import ml_collections
 
 from moemoe_jax.aot.chips import CHIPS, H100, Chip
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.experiment import from_config_dict
-from moemoe_jax.parallel.mesh import abstract_mesh
+from moemoe_jax.parallel.mesh import AXES, MeshConfig, abstract_mesh
 from moemoe_jax.parallel.sharding import bytes_on_device, describe, indivisible, size_text, table
 from moemoe_jax.training.setup import Run, plan, with_vocabulary
 from moemoe_jax.training.trainable import Trainable, parameter_table
@@ -45,14 +46,20 @@ def dry_run(
     for line in (describe(state, run.mesh), *(f"note: {line}" for line in whole)):
         say(line)
     say("")
-    for line in _summary(run, config.train.trainable, len(whole)):
+    for line in _summary(run, config.mesh, config.train.trainable, len(whole)):
         say(line)
 
 
-def _summary(run: Run, trainable: Trainable, notes: int) -> Iterator[str]:
+def _summary(run: Run, wanted: MeshConfig, trainable: Trainable, notes: int) -> Iterator[str]:
     """What most plans are asked for, in so few lines that they stay on a screen."""
     sizes = " ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
-    yield f"mesh: {sizes}, {run.mesh.size} devices"
+    yield f"mesh: {sizes}, {run.mesh.size} device{'s' * (run.mesh.size > 1)}"
+    if -1 in wanted.sizes and (here := len(jax.devices())) != run.mesh.size:
+        rest = AXES[wanted.sizes.index(-1)]
+        yield (
+            f"note: mesh.{rest} is what is left of the devices, and those here ({here}) do not "
+            f"come out even: counted as 1; --config.mesh.{rest}=N plans for more"
+        )
     if notes:
         yield f"notes: {notes} above, on what stays whole on every device"
     yield from ("", parameter_table(run.model, trainable), "")

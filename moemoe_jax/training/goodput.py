@@ -6,8 +6,9 @@ the time from the last sign of life of one start to the process of the next, is 
 So the parts add up to the time since the first start began.
 
 A thread gives a sign of life every second, also during a compilation: the phase that a start was
-killed in counts up to then. What is left until its death is down time, and so is all of a start,
-behind another, that ended while it started up: it has no row.
+killed in counts up to then. What is left until its death is down time. A start that ended before it
+had its state back from a checkpoint has brought the run nowhere, so that all of it is repeated; one
+that ended before the work directory was the run's has no row.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ class Start:
     Attributes:
       began: Unix time at which its process was made.
       last: Unix time of its last sign of life.
-      from_step: the step that it went on from, 0 at first.
+      from_step: the step that it went on from, 0 at first; None until it is known.
       step: steps done at its last sign of life.
       end: "done", "stopped", "failed: <exception>"; empty while it runs and when it was killed.
       seconds: by phase, up to `last`; they add up to the time since `began`.
@@ -46,8 +47,8 @@ class Start:
 
     began: float
     last: float
-    from_step: int
-    step: int
+    from_step: int | None = None
+    step: int = 0
     end: str = ""
     seconds: Seconds = dataclasses.field(default_factory=dict)
     saved: dict[int, Seconds] = dataclasses.field(default_factory=dict)
@@ -62,12 +63,13 @@ def account(starts: Sequence[Start]) -> Seconds:
     kept: list[Seconds] = []
     total = {"repeated": 0.0, "down": 0.0}
     for number, start in enumerate(starts):
-        for before in reversed(range(number)):
-            whole = starts[before].from_step >= start.from_step
+        for before in reversed(range(number if start.from_step is not None else 0)):
+            began = starts[before].from_step
+            whole = began is None or began >= start.from_step
             left = {} if whole else _at(starts[before], start.from_step)
             total["repeated"] += sum(kept[before].values()) - sum(left.values())
             kept[before] = left
-            if starts[before].from_step <= start.from_step:
+            if began is not None and began <= start.from_step:
                 break  # what came before that was settled when it started
         if number:
             total["down"] += max(0.0, start.began - starts[number - 1].last)
@@ -92,7 +94,6 @@ class Goodput:
       path: of goodput.json; one that cannot be read is put aside as goodput.json.damaged.
       ledger: of this start.
       began: Unix time at which its process was made.
-      step: the step that it goes on from.
       write: whether to write at all: one of several processes does.
       clock: Unix time.
     """
@@ -102,16 +103,14 @@ class Goodput:
         path: Path,
         ledger: Ledger,
         began: float,
-        step: int,
         write: bool = True,
         clock: Callable[[], float] = time.time,
     ):
         self._path, self._ledger, self._write, self._clock = path, ledger, write, clock
         self._earlier = self._read()
-        self._now = Start(began, began, step, step)
+        self._now = Start(began, began)
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="goodput", daemon=True)
-        self._sign()
 
     def _read(self) -> list[Start]:
         try:
@@ -120,6 +119,20 @@ class Goodput:
             if self._write:
                 os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
             return []
+
+    def goes_on_from(self, step: int) -> None:
+        """Notes the step that this start goes on from."""
+        self._now.from_step = step
+        self.update(step)
+        self._sign()
+
+    def withdraw(self) -> None:
+        """Takes this start out of the book: there was nothing left to do."""
+        self._ended.set()
+        with self._lock:
+            if self._write:
+                self._put_down(self._earlier)
+            self._write = False
 
     def update(self, step: int) -> None:
         """Notes that so many steps are done, for the next sign of life: costs a step nothing."""
@@ -140,8 +153,11 @@ class Goodput:
         with self._lock:
             self._now.last, self._now.seconds = self._clock(), self._seconds()
             if self._write:
-                rows = [dataclasses.asdict(start) for start in (*self._earlier, self._now)]
-                write_atomically(self._path, json.dumps({"starts": rows}, indent=1) + "\n")
+                self._put_down([*self._earlier, self._now])
+
+    def _put_down(self, starts: Sequence[Start]) -> None:
+        rows = [dataclasses.asdict(start) for start in starts]
+        write_atomically(self._path, json.dumps({"starts": rows}, indent=1) + "\n")
 
     def _live(self) -> None:
         while not self._ended.wait(_EVERY):
@@ -164,19 +180,22 @@ class Goodput:
         return text
 
     def __enter__(self) -> "Goodput":
+        self._sign()
         if self._write:
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._ended.set()
-        if self._write:
+        if self._thread.is_alive():
             self._thread.join()
         if kind is None:
             self._now.end = "done"
         else:
             self._now.end = "stopped" if issubclass(kind, Stopped) else f"failed: {kind.__name__}"
-        self._sign()
+        # What ended the run is told, and not that the disk, which may be why, is full here too.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
+            self._sign()
 
 
 def _line(title: str, seconds: Seconds) -> str:

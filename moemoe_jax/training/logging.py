@@ -7,7 +7,6 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -18,15 +17,6 @@ from typing import Any, TextIO
 import jax
 
 METRICS_FILE = "metrics.jsonl"
-
-
-def quiet_libraries() -> None:
-    """Keeps the chatter of the libraries below warnings out of the log."""
-    from absl import logging as absl_logging
-
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    for name in ("absl", "orbax", "grain", "jax", "tensorboardX"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:

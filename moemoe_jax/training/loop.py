@@ -64,17 +64,16 @@ def train(
     ledger = Ledger(before=max(0.0, time.time() - began))
     with contextlib.ExitStack() as stack:
         with ledger.measure("startup"):
-            trainer, state = _set_up(stack, mapping, path, ledger, say)
+            trainer, state, goodput = _set_up(stack, mapping, path, ledger, began, say)
             step, total = int(state.step), trainer.plan.total_steps
             owed = trainer.owes_evaluation(step)
             if step >= total and not owed:
+                goodput.withdraw()
                 say(f"train: all {total} steps are done")
                 return trainer.metrics
-            workdir = trainer.workdir
-            writer = stack.enter_context(MetricsWriter(workdir.path, resume_step=step or None))
-        goodput = Goodput(workdir.goodput, ledger, began, step, write=is_primary())
-        progress = Progress(total, step, log_every=trainer.config.train.log_every)
-        with goodput, progress:
+            writer = MetricsWriter(trainer.workdir.path, resume_step=step or None)
+            stack.enter_context(writer)
+        with Progress(total, step, log_every=trainer.config.train.log_every) as progress:
             trainer.run(state, owed, stop or Stop(), writer, goodput, progress)
     return trainer.metrics
 
@@ -84,8 +83,9 @@ def _set_up(
     mapping: ml_collections.ConfigDict,
     path: str,
     ledger: Ledger,
+    began: float,
     say: Say,
-) -> tuple["_Trainer", TrainState]:
+) -> tuple["_Trainer", TrainState, Goodput]:
     """All that comes before the first step; what is to be closed goes on the stack."""
     workdir = WorkDir(Path(path).expanduser())
     if workdir.config.exists():
@@ -100,6 +100,9 @@ def _set_up(
     check_mesh(config, make_mesh(config.mesh))
     resuming = workdir.belongs_to(document)
     barrier("every process has looked at the work directory")
+    goodput = Goodput(workdir.goodput, ledger, began, write=is_primary())
+    if resuming:
+        stack.enter_context(goodput)
     data = open_data(mapping, workdir, resuming, say)
     stack.enter_context(contextlib.closing(data.train))
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
@@ -121,9 +124,13 @@ def _set_up(
         data.tokenizer.save(workdir.tokenizer)
         workdir.write_attributes(data.train.attributes)
         workdir.claim(document)
+    if not resuming:
+        stack.enter_context(goodput)
+    goodput.goes_on_from(int(state.step))
     say(parameter_table(run.model, config.train.trainable))
     encoded = keep_encodings(config, run, data.train, frozen, workdir, say)
-    return _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger), state
+    trainer = _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger)
+    return trainer, state, goodput
 
 
 @contextlib.contextmanager

@@ -239,9 +239,9 @@ def _scale_parts(scales: Mapping[str, float], params: Any) -> optax.GradientTran
       UserError: for a name that no trained parameter starts with.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    parts = {p: re.compile(rf"{re.escape(p)}(/|$)") for p, factor in scales.items() if factor != 1}
+    parts = {part: re.compile(rf"{re.escape(part)}(/|$)") for part in scales}
     for part, pattern in parts.items():
-        if not any(map(pattern.match, names)):
+        if scales[part] != 1 and not any(map(pattern.match, names)):
             known = sorted({name.partition("/")[0] for name in names})
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"

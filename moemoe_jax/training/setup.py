@@ -132,7 +132,7 @@ class Run:
       graph: of the model, split into trained and frozen.
       optimizer, schedule: of the trained parameters.
       total_steps: of the whole run.
-      steps_per_epoch: rounded up.
+      steps_per_epoch: rounded, at least one.
       mesh: where all is.
       abstract: shapes and places of (TrainState, frozen parameters).
     """
@@ -266,8 +266,8 @@ def first_state(
     _, trained, frozen = split_trainable(model, config.train.trainable)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     frozen = jax.device_put(frozen, places[1])
-    start = jax.jit(
+    begin = jax.jit(
         lambda params: init_state(params, run.optimizer, bool(config.optimizer.ema_decay)),
         out_shardings=places[0],
     )
-    return start(trained), frozen
+    return begin(trained), frozen

@@ -26,14 +26,3 @@ def first_problem(text: str) -> str:
     own = np.frombuffer(text.encode()[:_LENGTH].ljust(_LENGTH, b"\0"), np.uint8)
     texts = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(own)]
     return next((told.decode(errors="replace") for told in texts if told), "")
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes, renames and warns for all."""
-    return jax.process_index() == 0
-
-
-def meet(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -12,7 +12,7 @@ import jax
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn.params import ExpertParam, RouterParam
-from moemoe_jax.parallel.sharding import path_name, table
+from moemoe_jax.parallel.sharding import table
 
 Trainable = Literal["all", "experts", "backbone"]
 
@@ -42,17 +42,14 @@ def group(variable: nnx.Variable) -> str:
     )
 
 
-def _leaves(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        nnx.state(model), is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )
-    return [(path_name(path), leaf) for path, leaf in leaves]
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def count_parameters(model: nnx.Module) -> dict[str, int]:
     """Counts the parameters of each group: `{"experts": …, "routers": …, "backbone": …}`."""
     counts = {"experts": 0, "routers": 0, "backbone": 0}
-    for _, variable in _leaves(model):
+    for variable in jax.tree.leaves(nnx.state(model), is_leaf=_is_variable):
         counts[group(variable)] += jax.tree.leaves(variable)[0].size
     return counts
 
@@ -89,26 +86,19 @@ def split_trainable(
     return nnx.split(model, FILTERS[trainable], nnx.Param)
 
 
-def parameter_table(model: nnx.Module, trainable: Trainable, leaves: bool = False) -> str:
+def parameter_table(model: nnx.Module, trainable: Trainable) -> str:
     """Tabulates how many parameters each group has and which groups are trained.
 
     Args:
       model: its parameters may be ShapeDtypeStructs.
       trainable: all, experts or backbone.
-      leaves: one row for each parameter before the groups.
     """
     check_trainable(trainable)
-    rows: list[tuple[str, ...]] = [("parameters", "group", "trained", "count")]
-    for name, variable in _leaves(model) if leaves else []:
-        kind = group(variable)
-        size: Any = jax.tree.leaves(variable)[0].size
-        rows.append((name, kind, _word(kind, trainable), f"{size:,}"))
+    rows = [("parameters", "group", "trained", "count")]
     counts = count_parameters(model)
-    rows += [(f"all {kind}", kind, _word(kind, trainable), f"{n:,}") for kind, n in counts.items()]
+    for kind, n in counts.items():
+        told = "yes" if _is_trained(kind, trainable) else "frozen"
+        rows.append((f"all {kind}", kind, told, f"{n:,}"))
     trained = sum(n for kind, n in counts.items() if _is_trained(kind, trainable))
     rows += [("trained", "", "", f"{trained:,}"), ("total", "", "", f"{sum(counts.values()):,}")]
     return table(rows)
-
-
-def _word(kind: str, trainable: Trainable) -> str:
-    return "yes" if _is_trained(kind, trainable) else "frozen"

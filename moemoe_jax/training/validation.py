@@ -31,7 +31,7 @@ class Validation:
         self._batches = eval_batches(
             data.val,
             data.tokenizer,
-            dataclasses.replace(config.data, products_per_batch=size, distinct_questions=0),
+            dataclasses.replace(config.data, products_per_batch=size),
             one_table=not questions_compete(config.model),
             rows=local_rows(run.mesh, size),
             rejects=data.rejects,

@@ -8,6 +8,7 @@ import re
 from absl import logging
 import chex
 import jax
+import numpy as np
 import pytest
 
 from moemoe_jax.data.pipeline import eval_batches
@@ -115,6 +116,33 @@ def test_questions_are_sampled_without_repetition(tokenizer):
     # 30 * 4 * 2 draws of 4 attributes: 60 each.
     assert set(seen) == {"colour", "sleeve", "size", "fit"}
     assert min(seen.values()) > 35
+
+
+def test_a_small_table_has_the_products_of_a_batch_asked_the_same_questions(tokenizer):
+    seen = Counter()
+    batches = take(train(tokenizer, questions_per_product=3, distinct_questions=2), 60)
+    for batch in batches:
+        questions = {question for _, question, _ in asked(tokenizer, batch)}
+        assert len(questions) == 2
+        np.testing.assert_array_equal(batch["question_valid"], [[True, True, False]] * 4)
+        seen.update(questions)
+    # 60 * 2 draws of 4 attributes: 30 each.
+    assert set(seen) == {"colour", "sleeve", "size", "fit"}
+    assert min(seen.values()) > 17
+    shares = [train(tokenizer, rows=rows, distinct_questions=2) for rows in ([0, 1], [2, 3])]
+    whole = next(train(tokenizer, distinct_questions=2))
+    for first, part in zip((0, 2), map(next, shares), strict=True):
+        np.testing.assert_array_equal(part["question_ids"], whole["question_ids"])
+        np.testing.assert_array_equal(
+            part["question_index"], whole["question_index"][first : first + 2]
+        )
+
+
+def test_a_product_that_has_none_of_a_batch_s_questions_is_asked_nothing(tokenizer):
+    own = [product(n, attributes={}, questions=(Question(f"{n}?", ("x",)),)) for n in range(4)]
+    batch = next(train(tokenizer, source=ListSource(own), distinct_questions=1))
+    np.testing.assert_array_equal(np.sort(batch["question_valid"].sum(1)), [0, 0, 0, 1])
+    np.testing.assert_array_equal(batch["source_valid"]["text"], [True] * 4)
 
 
 def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):

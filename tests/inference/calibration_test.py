@@ -11,6 +11,7 @@ from moemoe_jax.inference.calibration import (
     fit_calibrator,
     fit_isotonic,
     pool_adjacent_violators,
+    targets,
 )
 
 METHODS = ("isotonic", "platt", "temperature")
@@ -40,7 +41,7 @@ def test_pooling_agrees_with_sklearn_also_where_confidences_tie():
         confidence = rng.integers(0, 8, 30) / 8
         correct = rng.uniform(size=30) < confidence
         queries = np.linspace(-0.1, 1.1, 25)
-        theirs = IsotonicRegression(out_of_bounds="clip").fit(confidence, correct)
+        theirs = IsotonicRegression(out_of_bounds="clip").fit(confidence, targets(correct))
         np.testing.assert_allclose(
             fit_isotonic(confidence, correct)(queries), theirs.predict(queries), atol=1e-9
         )
@@ -72,7 +73,20 @@ def test_answers_all_right_or_all_wrong_have_a_finite_fit(method, right):
     calibrated = calibrator(np.linspace(0, 1, 11))
     assert np.all(np.isfinite(calibrated)) and np.all(np.diff(calibrated) >= 0)
     if method == "isotonic":
-        np.testing.assert_array_equal(calibrated, np.full(11, float(right)))
+        np.testing.assert_allclose(calibrated, np.full(11, 5 / 6 if right else 1 / 6))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_answers_prove_nothing(method):
+    # Two right of three: the targets are 3/4 and 1/3.
+    calibrator = fit_calibrator(
+        [0.2, 0.8, 0.9], [False, True, True], config=CalibrationConfig(method)
+    )
+    calibrated = calibrator(np.array([0.1, 0.2, 0.8, 0.9]))
+    assert calibrated.min() > 0.001 and calibrated.max() < 0.999
+    if method == "isotonic":
+        np.testing.assert_allclose(calibrated, [1 / 3, 1 / 3, 3 / 4, 3 / 4])
+    np.testing.assert_allclose(targets([True] * 999 + [False]), [1000 / 1001] * 999 + [1 / 3])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -83,15 +97,17 @@ def test_without_answers_it_is_the_identity(method):
 
 
 def test_attributes_with_enough_answers_have_a_map_of_their_own():
-    # color is right whenever asked, size never; fit has too few answers and gets the mean, 2/5.
+    # Targets of color are 3/4 and of size 1/4; fit has too few answers and gets the mean of all
+    # five, of 3/4 twice and 1/5 thrice: 2.1 / 5.
     names = ["color", "color", "size", "size", "fit"]
     correct = np.array([True, True, False, False, False])
     calibrator = fit_calibrator(np.full(5, 0.8), correct, names, CalibrationConfig(min_count=2))
     np.testing.assert_allclose(
-        calibrator(np.full(4, 0.8), ["size", "fit", "color", "never seen"]), [0.0, 0.4, 1.0, 0.4]
+        calibrator(np.full(4, 0.8), ["size", "fit", "color", "never seen"]),
+        [0.25, 0.42, 0.75, 0.42],
     )
     one = fit_calibrator(np.full(5, 0.8), correct, names, CalibrationConfig(per_attribute=False))
-    np.testing.assert_allclose(one(np.array([0.8]), ["color"]), [0.4])
+    np.testing.assert_allclose(one(np.array([0.8]), ["color"]), [0.42])
 
 
 @pytest.mark.parametrize("method", METHODS)

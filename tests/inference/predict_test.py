@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import types
 
@@ -13,6 +14,7 @@ from moemoe_jax.errors import UserError
 from moemoe_jax.evaluation.answers import read_answers
 from moemoe_jax.inference import parts as parts_module
 from moemoe_jax.inference import predict as predict_module
+from moemoe_jax.inference.calibration import Calibrator, Sigmoid
 from moemoe_jax.inference.loading import Loaded
 from moemoe_jax.inference.parts import Parts, open_parts
 from moemoe_jax.workdir import WorkDir
@@ -20,6 +22,7 @@ from tests.inference.numbers import ASK, SETTINGS, Numbers, mesh, predictor, wei
 from tests.training.full_disk import files_of_at_most
 
 COUNT, BAD = 45, (7, 31)
+FINGERPRINT = {"input": "1", "weights": "2", "tokenizer": "3", "settings": {"beams": 4}}
 
 
 class Killed(BaseException):
@@ -76,12 +79,12 @@ def unbroken(job):
 
 
 def kill_at_part(number, half):
-    def write(self, window, answers):
+    def write(self, window, answers, noted):
         if window == number:
             if half:
                 self._path(window).with_suffix(".tmp").write_text('{"id": "r')
             raise Killed
-        real(self, window, answers)
+        real(self, window, answers, noted)
 
     real = Parts.write
     return write
@@ -102,6 +105,31 @@ def test_killed_while_answering_it_goes_on_with_the_next_window(job, unbroken, m
     assert written(job) == unbroken
     rejects = (job.folder / "a.jsonl.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in rejects] == ["r7", "r31"]
+
+
+def test_what_was_noted_is_of_the_whole_job_whoever_did_it(job, monkeypatch):
+    path = job.folder / "in.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[::5]:
+        record["sources"] = {"title": "2 " * 50, "remark": "3"}
+        record["questions"] = [{"question": "4 " * 50}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    notes = []
+    for name, kills in (("straight.jsonl", ()), ("killed.jsonl", (1, 3, 4))):
+        for number in kills:
+            with monkeypatch.context() as patch:
+                patch.setattr(Parts, "write", kill_at_part(number, False))
+                with pytest.raises(Killed):
+                    job(name, trained=ASK)
+        said = job(name, trained=ASK)[1].splitlines()
+        notes.append([line for line in said if "note: " in line])
+    assert notes[0] == notes[1]
+    assert [re.sub(r"\(.*?\)|, such.*", "", line) for line in notes[0]] == [
+        "  note: question truncated : 1",
+        "  note: questions about no attribute that the model was trained on: 9",
+        "  note: records without source 'description' , but with others: 9",
+        "  note: source 'title' truncated : 9",
+    ]
 
 
 @pytest.mark.parametrize("moment", ["before the move", "behind the move"])
@@ -132,8 +160,8 @@ def test_killed_at_the_end_it_ends_again(job, unbroken, monkeypatch, moment):
 def test_a_signal_stops_it_between_batches_and_nothing_is_lost(job, unbroken, monkeypatch):
     real = Parts.write
 
-    def write_and_stop(self, window, answers):
-        real(self, window, answers)
+    def write_and_stop(self, window, answers, noted):
+        real(self, window, answers, noted)
         if window == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -169,17 +197,31 @@ def begun(job, monkeypatch):
             job()
 
 
-@pytest.mark.parametrize("what", ["input", "model", "settings"])
-def test_with_something_else_it_does_not_go_on(job, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("input", "another input: "),
+        ("tokenizer", "another tokenizer: "),
+        ("ask", r"other settings \(asked of every record: \['1 2', '3'\] there, \['1 2'\] now\): "),
+        ("beams", r"other settings \(answer.beams: 1 there, 2 now\): "),
+        ("calibrator", r"other settings \(calibration: None there, {'method': .*} now\): "),
+    ],
+)
+def test_with_something_else_it_does_not_go_on(job, monkeypatch, what, told):
     begun(job, monkeypatch)
     options = {}
     if what == "input":
         write(job.folder / "in.jsonl", COUNT + 1, BAD)
-    elif what == "model":
+    elif what == "tokenizer":
         (job.folder / "run" / "tokenizer" / "pieces").write_text("0 2 1")
-    else:
+    elif what == "ask":
         options["ask"] = ASK[:1]
-    with pytest.raises(UserError, match=rf"begun with \w+ {what}: .*--overwrite to start anew"):
+    elif what == "beams":
+        answer = dataclasses.replace(job.config.answer, beams=2)
+        options["config"] = dataclasses.replace(job.config, answer=answer)
+    else:
+        options["calibrator"] = Calibrator("platt", Sigmoid())
+    with pytest.raises(UserError, match=f"begun with {told}.*--overwrite to start anew"):
         job(**options)
     status, said = job(overwrite=True, **options)
     assert status == 0
@@ -222,19 +264,18 @@ def test_a_job_that_goes_on_keeps_its_windows(job, monkeypatch):
     monkeypatch.setattr(parts_module, "jax", types.SimpleNamespace(process_count=lambda: 4))
     assert job()[1].splitlines()[1] == "note: 3 windows for 4 processes: 1 idle"
     monkeypatch.setattr(parts_module, "jax", types.SimpleNamespace(process_count=lambda: 2))
-    again = open_parts(job.folder / "b.jsonl", {"input": "1", "model": "2", "settings": "3"})
+    again = open_parts(job.folder / "b.jsonl", FINGERPRINT)
     again.done = {0}
     assert again.idle(1, 9) == ""  # all are answered
     again.close()
 
 
 def test_one_process_at_a_time(job, tmp_path):
-    same = {"input": "1", "model": "2", "settings": "3"}
-    parts = open_parts(tmp_path / "b.jsonl", same)
+    parts = open_parts(tmp_path / "b.jsonl", FINGERPRINT)
     with pytest.raises(UserError, match="another process is writing"):
-        open_parts(tmp_path / "b.jsonl", same)
+        open_parts(tmp_path / "b.jsonl", FINGERPRINT)
     parts.close()
-    open_parts(tmp_path / "b.jsonl", same).close()
+    open_parts(tmp_path / "b.jsonl", FINGERPRINT).close()
 
 
 def test_a_full_disk_is_told_in_one_line_and_it_goes_on_once_there_is_room(job, unbroken):

@@ -18,7 +18,9 @@ def environment(cache=None):
 
 
 def command(module, *arguments):
-    return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+    """`python -m launch.<module>`, or of a module whose whole name is given."""
+    name = module if "." in module else f"launch.{module}"
+    return [sys.executable, "-m", name, *map(str, arguments)]
 
 
 def run(module, *arguments, cache=None, timeout=300):

@@ -1,5 +1,6 @@
 """The command line: help at once, and a line with the remedy for every mistake."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from moemoe_jax.inference.config import AnswerConfig
 from tests.launch.cli import ROOT, TINY, environment, run
 
 MODULES = (
@@ -68,6 +70,12 @@ def test_help_lists_the_flags(module, flags):
     assert all(f"  {flag}" in text for flag in flags)
 
 
+def test_help_lists_the_settings_of_answering_with_their_defaults():
+    told = " ".join(run("predict", "--help").stdout.split())
+    settings = [f"{name}={value}" for name, value in dataclasses.asdict(AnswerConfig()).items()]
+    assert len(settings) > 5 and ", ".join(settings) in told
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_first_line_comes_before_anything_can_fail(module):
     done = run(module, "--no_such_flag=1")
@@ -87,7 +95,8 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--config=configs/table4.py:odd"], ["configs/table4.py", "'odd'", "decoder_even"]),
         (["--config"], ["--config has no value"]),
         (["extra"], ["'extra' is no flag", "--name=value"]),
-        (["--wrkdir=x"], ["wrkdir", "Did you mean: workdir"]),
+        (["--wrkdir=x"], ["no flag --wrkdir; did you mean --workdir? (--help lists them)"]),
+        (["--only=x"], ["no flag --only (--help"]),  # not absl's --only_check_args
         (["--config.data.source=fashion:no/folder"], ["no such data: no/folder"]),
         (["--config.data.source=fashin:folder"], ["'fashin'", "did you mean 'fashion'?"]),
         (["--config.data.text_length=100"], ["data.text_length 100", "16 image", "=96"]),
@@ -205,6 +214,7 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     output = tmp_path / "answers.jsonl"
     given = [f"--workdir={trained}", "--input=catalogue:products=1", f"--output={output}"]
     refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
+    refused(run("predict", *given, "--answer=size=2"), "answer.size does not", "keys are conf")
     done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
     assert done.returncode == 0, done.stderr
     (line,) = map(json.loads, output.read_text().splitlines())

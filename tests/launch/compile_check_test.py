@@ -87,7 +87,13 @@ def test_a_search_prints_what_it_tried(command, capsys):
 
     arguments = ("--topology=v5e:2x2", "--search", "--search_compiles=5")
     assert command(*arguments, train=train) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr().out.splitlines()
+    # Each candidate as it is measured, and all of them at the end.
+    step = "fits with 2.00 GiB; a step takes at least 5.08 ms: 6,304 products/s at most, compute-"
+    assert said[0] == "v5e:2x2: remat none, 8 products a chip ..."
+    assert said[1].startswith(f"  {step}bound  [")
+    assert said[5].startswith("  does not fit: needs 20.00 of 15.00 GiB  [")
+    rows = [line.split() for line in said]
     assert ["none", "8", "2.00", "5.08", "6,304", "compute-bound"] in rows
     assert ["full", "32", "2.00", "5.08", "25,216", "compute-bound", "(best)"] in rows
 

@@ -93,7 +93,9 @@ def test_two_processes_answer_as_one_does(tmp_path):
     config = tiny.get_config("text")
     config.update_from_flattened_dict(SETTINGS)
     train(config, str(tmp_path / "w"))
-    lines = [json.dumps({"id": f"p{n}", "sources": {"title": f"shirt {n}"}}) for n in range(20)]
+    asked = [{"question": "who made it?"}]
+    records = [{"id": f"p{n}", "sources": {"title": f"shirt {n}"}} for n in range(20)]
+    lines = [json.dumps(record | {"questions": asked}) for record in records]
     lines[3] = "{"
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     files = []
@@ -104,7 +106,8 @@ def test_two_processes_answer_as_one_does(tmp_path):
             f"--output={output}", "--attributes=color,size", "--max_reject_fraction=0.1",
             "--answer=window=4,products_per_batch=4", count=count, devices=2,
         )  # fmt: skip
-        assert ["38 answers" in text for text in told] == [True, False][:count]
+        assert ["57 answers" in text for text in told] == [True, False][:count]
+        assert "model was trained on: 19, such as 'who made it?'" in told[0]  # by both together
         files.append([output.read_bytes(), (tmp_path / f"{count}.jsonl.rejects.jsonl").read_text()])
     assert files[0] == files[1]
 

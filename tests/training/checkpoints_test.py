@@ -7,6 +7,7 @@ import chex
 from etils import epath
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -181,7 +182,7 @@ def test_a_part_can_be_read_alone(tmp_path):
                 reader.restore_latest(abstract(part))
             restored = reader.restore_latest(abstract(part), partial=True)
             chex.assert_trees_all_equal(restored.state, part)
-            assert reader.read_meta(1)["step"] == 1
+            assert restored.meta["step"] == 1
             with pytest.raises(UserError, match="opened to read only"):
                 reader.save(2, state)
 
@@ -389,3 +390,23 @@ def test_numbers_in_a_state_become_arrays(tmp_path):
         assert (int(restored["count"]), float(restored["rate"])) == (3, 0.5)
         with pytest.raises(ValueError, match="count: 1099511627776 does not fit int32"):
             checkpoints.save(2, {"count": 2**40})
+
+
+def test_whether_to_stop_is_left_to_the_training_to_ask(tmp_path, monkeypatch):
+    # JAX has one count of such questions: that of `stopping.Stop`.
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(1, {"x": jnp.ones(3)})
+        checkpoints.wait()
+        assert checkpoints.save(2, {"x": jnp.ones(3)})
+    assert not asked
+
+
+def test_what_is_known_of_a_checkpoint_goes_with_it(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, best_metric="f1") as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, {"x": jnp.ones(3)}, metrics={"f1": 1.0 if step == 2 else 0.5})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 5] and checkpoints.best_step() == 2
+        assert set(checkpoints._saving) <= {2, 4, 5}

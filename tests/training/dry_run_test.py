@@ -45,6 +45,16 @@ def test_a_pod_is_planned_here_with_nothing_read_made_or_written(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_devices_that_do_not_come_out_even_are_no_reason_not_to_plan(tmp_path):
+    lines = lines_of(tmp_path, data=-1, fsdp=16)  # 8 devices are here
+    summary = lines[lines.index("") + 1 :]
+    assert summary[0] == "mesh: data=1 fsdp=16 expert=1 tensor=1, 16 devices"
+    assert summary[1].startswith("note: mesh.data is what is left of the devices, and those ")
+    assert summary[1].endswith("--config.mesh.data=N plans for more")
+    same = lines_of(tmp_path, data=1, fsdp=16)
+    assert held(lines) == held(same) and len(lines) == len(same) + 1
+
+
 def test_the_summary_comes_last_and_stays_on_a_screen(tmp_path):
     lines = lines_of(tmp_path, data=1, fsdp=32, expert=2)
     why = "(embed, 16) is replicated: fsdp=32 does not divide it"
@@ -100,7 +110,6 @@ def test_the_vocabulary_is_that_of_the_tokenizer_that_there_is(tmp_path):
     [
         ({"data": 4, "expert": 4}, "mesh.expert 4 does not divide the 2 experts"),
         ({"data": 96}, "products_per_batch 64 does not divide among the 96 devices"),
-        ({"data": -1, "fsdp": 3}, "3 does not divide the 8 devices"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, mesh, message):

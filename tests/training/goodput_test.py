@@ -56,11 +56,36 @@ def test_going_back_behind_a_damaged_checkpoint_loses_two_starts():
     assert account(starts) == {"step": 30.0, "repeated": 70.0, "down": 0.0}
 
 
+def test_a_start_that_had_no_state_yet_is_repeated_and_takes_nothing_from_others():
+    starts = [
+        start(0.0, 50.0, 0, {"step": 50.0}, {4: {"step": 20.0}, 8: {"step": 40.0}}),
+        start(51.0, 60.0, None, {"startup": 9.0}),
+        start(62.0, 70.0, None, {"startup": 8.0}),
+    ]
+    # While nobody knows where it goes on, the first start keeps what it did behind step 8 as well.
+    assert account(starts) == {"step": 50.0, "startup": 17.0, "repeated": 0.0, "down": 3.0}
+    again = account([*starts, start(70.0, 75.0, 8, {"startup": 5.0})])
+    assert again == {"step": 40.0, "startup": 5.0, "repeated": 10.0 + 9.0 + 8.0, "down": 3.0}
+
+
+def test_a_start_with_nothing_to_do_leaves_the_book_as_it_was(tmp_path):
+    path, clock = tmp_path / "goodput.json", Clock()
+    with Goodput(path, Ledger(clock=clock), 1000.0, clock=clock) as book:
+        book.goes_on_from(0)
+    before = path.read_text()
+    with Goodput(path, Ledger(clock=clock), 1000.0, clock=clock) as book:
+        assert len(read_starts(path)) == 2
+        book.withdraw()
+    assert path.read_text() == before
+
+
 def test_a_start_writes_what_it_did_and_how_it_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(goodput, "_EVERY", 1000.0)
     path, clock = tmp_path / "goodput.json", Clock()
     ledger = Ledger(before=5.0, clock=clock)
-    with pytest.raises(Stopped), Goodput(path, ledger, 995.0, 0, clock=clock) as book:
+    with pytest.raises(Stopped), Goodput(path, ledger, 995.0, clock=clock) as book:
+        assert read_starts(path)[0].from_step is None
+        book.goes_on_from(0)
         with ledger.measure("step"):
             clock.now += 10.0
         book.saved(2)
@@ -71,6 +96,7 @@ def test_a_start_writes_what_it_did_and_how_it_ended(tmp_path, monkeypatch):
         assert read_starts(path)[0].step == 2
         raise Stopped
     (row,) = json.loads(path.read_text())["starts"]
+    assert row["from_step"] == 0
     assert row["seconds"] == {"startup": 5.0, "step": 10.0, "other": 2.0}
     assert row["saved"] == {"2": {"startup": 5.0, "step": 10.0, "other": 0.0}}
     assert (row["began"], row["last"], row["step"], row["end"]) == (995.0, 1012.0, 3, "stopped")
@@ -83,7 +109,8 @@ from moemoe_jax.training.timing import Ledger
 goodput._EVERY = 0.01
 path, now = pathlib.Path(sys.argv[1]), 0.0
 ledger = Ledger(before=5.0, clock=lambda: now)
-with goodput.Goodput(path, ledger, 995.0, 0, clock=lambda: 1000.0 + now) as book:
+with goodput.Goodput(path, ledger, 995.0, clock=lambda: 1000.0 + now) as book:
+    book.goes_on_from(0)
     with ledger.measure("step"):
         now += 2.0
     book.update(1)
@@ -117,15 +144,25 @@ def test_a_full_disk_stops_no_sign_of_life(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         written.set()
 
-    with Goodput(tmp_path / "goodput.json", Ledger(), 0.0, 0):
+    with Goodput(tmp_path / "goodput.json", Ledger(), 0.0):
         monkeypatch.setattr(goodput, "write_atomically", write)
         assert written.wait(60)
     assert not full
 
 
+def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def write(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(ValueError, match="first"), Goodput(tmp_path / "g.json", Ledger(), 0.0):
+        monkeypatch.setattr(goodput, "write_atomically", write)
+        raise ValueError("first")
+
+
 def test_the_next_start_tells_of_all(tmp_path):
     path, clock = tmp_path / "goodput.json", Clock()
-    with Goodput(path, Ledger(clock=clock), 1000.0, 0, clock=clock) as book:
+    with Goodput(path, Ledger(clock=clock), 1000.0, clock=clock) as book:
+        book.goes_on_from(0)
         clock.now += 10.0
         book.saved(4)
         clock.now += 6.0
@@ -134,8 +171,9 @@ def test_the_next_start_tells_of_all(tmp_path):
     ledger = Ledger(clock=clock)
     with (
         pytest.raises(ZeroDivisionError),
-        Goodput(path, ledger, clock.now, 4, clock=clock) as book,
+        Goodput(path, ledger, clock.now, clock=clock) as book,
     ):
+        book.goes_on_from(4)
         with ledger.measure("step"):
             clock.now += 20.0
         assert book.lines() == [
@@ -151,13 +189,15 @@ def test_the_next_start_tells_of_all(tmp_path):
 def test_a_book_that_cannot_be_read_is_put_aside(tmp_path, text):
     path = tmp_path / "goodput.json"
     path.write_text(text)
-    Goodput(path, Ledger(), 0.0, 0)
+    with Goodput(path, Ledger(), 0.0):
+        pass
     assert len(read_starts(path)) == 1
     assert (tmp_path / "goodput.json.damaged").read_text() == text
 
 
 def test_another_process_writes_nothing(tmp_path):
     path = tmp_path / "goodput.json"
-    with Goodput(path, Ledger(), 0.0, 0, write=False) as book:
+    with Goodput(path, Ledger(), 0.0, write=False) as book:
         book.saved(1)
+        book.withdraw()
     assert not path.exists()

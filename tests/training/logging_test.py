@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX.proto import event_pb2
 
-from moemoe_jax.training.logging import MetricsWriter, Progress, quiet_libraries, read_metrics
+from moemoe_jax.training.logging import MetricsWriter, Progress, read_metrics
 
 
 def events(folder):
@@ -118,11 +118,3 @@ def test_a_bar_on_a_terminal(capsys):
     assert "4/4" in bar
     assert "loss=0.25" in bar
     assert stream.getvalue() == "evaluated\n"
-
-
-def test_libraries_are_quiet():
-    import logging
-
-    quiet_libraries()
-    assert not logging.getLogger("orbax").isEnabledFor(logging.INFO)
-    assert logging.getLogger("absl").isEnabledFor(logging.WARNING)

@@ -1,7 +1,12 @@
 import pytest
 
 from moemoe_jax.errors import UserError
+from moemoe_jax.experiment import to_json
+from moemoe_jax.training import loop
+from moemoe_jax.training.goodput import read_starts
 from moemoe_jax.training.loop import _closing
+from moemoe_jax.workdir import WorkDir
+from tests.launch import tiny
 
 
 class Checkpoints:
@@ -32,3 +37,23 @@ def test_a_save_that_fails_at_the_end_fails_the_run():
         pass
     with _closing(Checkpoints(None)):
         pass
+
+
+def test_a_start_that_fails_before_it_has_a_state_is_in_the_book_of_a_run_that_there_is(
+    tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise UserError("no such data")
+
+    monkeypatch.setattr(loop, "open_data", fail)
+    config, workdir = tiny.get_config(), WorkDir(tmp_path / "run")
+    config.data.products_per_batch = 8
+    for begun in (False, True):
+        if begun:
+            workdir.claim(to_json(config))
+        with pytest.raises(UserError, match="no such data"):
+            loop.train(config, str(workdir.path))
+        assert workdir.goodput.exists() == begun
+    (row,) = read_starts(workdir.goodput)
+    assert (row.from_step, row.end) == (None, "failed: UserError")
+    assert row.seconds["startup"] > 0

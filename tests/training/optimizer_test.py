@@ -212,13 +212,15 @@ def test_a_part_of_the_model_moves_at_its_own_rate():
 
 
 def test_the_longest_name_decides_and_half_a_name_is_none():
-    tree = {"head": {"out": jnp.ones(()), "in": jnp.ones(())}, "header": jnp.ones(())}
+    tree = {"head": {name: jnp.ones(()) for name in ("out", "in", "mid")}, "header": jnp.ones(())}
+    scales = {"head/out": 2, "head": 3, "head/mid": 1}
     config = OptimizerConfig(
-        name="sgd", b1=0.0, learning_rate=1.0, clip_norm=0.0, rate_scale={"head/out": 2, "head": 3}
+        name="sgd", b1=0.0, learning_rate=1.0, clip_norm=0.0, rate_scale=scales
     )
     optimizer, _ = make_optimizer(config, tree, 10, 1)
     updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
-    assert jax.tree.map(float, updates) == {"head": {"out": -2.0, "in": -3.0}, "header": -1.0}
+    steps = jax.tree.map(float, updates)
+    assert steps == {"head": {"out": -2.0, "in": -3.0, "mid": -1.0}, "header": -1.0}
 
 
 def test_a_rate_for_nothing_is_refused():

@@ -139,6 +139,7 @@ def test_a_finished_training_is_left_as_it_is(unbroken, cache):
     assert f"all {STEPS} steps are done" in done.stdout
     after = {p: p.stat().st_mtime_ns for p in (unbroken / "checkpoints").rglob("*") if p.is_file()}
     assert before == after
+    assert ends(unbroken) == ["done"]  # that start had nothing to do
 
 
 def test_a_training_goes_on_from_before_a_damaged_checkpoint(unbroken, cache, tmp_path):

@@ -73,9 +73,9 @@ def test_a_variable_that_is_no_parameter_is_an_error():
 def test_counts_and_table():
     abstract = nnx.eval_shape(lambda: Toy(nnx.Rngs(0)))
     assert trainable.count_parameters(abstract) == {"experts": 8, "routers": 8, "backbone": 16}
-    lines = trainable.parameter_table(abstract, "experts", leaves=True).splitlines()
+    lines = trainable.parameter_table(abstract, "experts").splitlines()
     rows = {line.split("  ")[0]: line.split() for line in lines}
-    assert rows["kernel"][1:] == ["backbone", "frozen", "16"]
+    assert rows["all backbone"][2:] == ["backbone", "frozen", "16"]
     assert rows["all experts"][2:] == ["experts", "yes", "8"]
     assert rows["trained"][-1] == "16"
     assert rows["total"][-1] == "32"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from moemoe_jax.parallel.mesh import MeshConfig, make_mesh
-from moemoe_jax.training import together
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.training.checkpoints import Checkpoints
 from tests.training import damages
 
@@ -39,10 +39,10 @@ def main(index, port, directory):
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.save(2, state(2))
-    together.meet("saved")
-    if together.is_first():
+    barrier("saved")
+    if is_primary():
         damages.flip(damages.arrays(pathlib.Path(directory) / "2"), 8 * 1000)
-    together.meet("damaged")
+    barrier("damaged")
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.restore_latest(wanted)
         for name, array in restored.state.items():
