@@ -26,6 +26,8 @@ OPERATIONAL = (
     "data.threads",
     "data.prefetch",
     "data.cache_images_mib",
+    "data.cache_text_mib",
+    "data.max_reject_fraction",
     "mesh.",
     "train.cache_encodings",
     "train.log_every",

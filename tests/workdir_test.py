@@ -51,7 +51,9 @@ def test_another_run_is_refused_with_what_differs(workdir):
 def test_how_a_run_goes_may_change(workdir):
     assert {"data.threads", "mesh.", "train.log_every"} <= set(OPERATIONAL)
     workdir.claim(text())
-    changed = text(data__threads=8, mesh__data=4, train__log_every=1)
+    # Whoever stops for too many rejects is told to raise the limit, and to run again.
+    limit = {"data__max_reject_fraction": 0.1, "data__cache_text_mib": 0}
+    changed = text(data__threads=8, mesh__data=4, train__log_every=1, **limit)
     assert workdir.belongs_to(changed)
     workdir.claim(changed)
     assert workdir.read_config() == SETTINGS  # as the run began

@@ -113,7 +113,7 @@ class DataConfig:
     """Everything that decides what a batch looks like.
 
     Attributes:
-      source, eval_source: which records, as a reader's spec; an empty eval_source splits `source`.
+      source: which records, as a reader's spec.
       val_fraction, test_fraction, split_seed: shares of the records, by hash of their ids.
       sources: the sources of evidence, in the model's order.
       text_length: K, the padded length of text sources, in tokens.
@@ -152,7 +152,6 @@ class DataConfig:
     """
 
     source: str = "catalogue"
-    eval_source: str = ""
     val_fraction: float = 0.05
     test_fraction: float = 0.2
     split_seed: int = 0

@@ -57,7 +57,7 @@ def input_digest(spec: str, output: Path) -> str:
 def what_matters(data: DataConfig) -> DataConfig:
     """The settings of data, but for those of how it is read."""
     fixed = {"threads": 0, "prefetch": 0, "cache_images_mib": 0, "cache_text_mib": 0}
-    return dataclasses.replace(data, **fixed, source="-", eval_source="", max_reject_fraction=1.0)
+    return dataclasses.replace(data, **fixed, source="-", max_reject_fraction=1.0)
 
 
 def _array_digest(tree: Any) -> str:
