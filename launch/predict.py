@@ -71,10 +71,11 @@ def main(argv: Sequence[str]) -> int:
     _check_attributes(attributes, workdir)
     loaded = loading.on_own_devices(loading.load(workdir, args.checkpoint))
     loaded = common.limited(loaded)
-    answer = _changed(loaded.config.answer, args.answer)
-    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
-    calibration = loading.load_calibration(workdir, loaded.step)
+    say = functools.partial(print, flush=True)
+    answer = _changed(loaded.config.answer, args.answer)
+    calibrator = loading.calibrator_for(loaded, workdir, answer, say)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
     stopped = predict(
         loaded,
         workdir,
@@ -84,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
         ask=attributes,
         only=attributes if args.attributes else (),
         trained=workdir.attributes(),
-        calibrator=calibration[0] if calibration else None,
+        calibrator=calibrator,
         overwrite=args.overwrite,
-        say=functools.partial(print, flush=True),
+        say=say,
     )
     return 128 + stopped if stopped else 0
 

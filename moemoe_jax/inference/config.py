@@ -1,6 +1,7 @@
 """Settings of answering."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +48,10 @@ class AnswerConfig:
                 f"answer.alternatives is {self.alternatives} with answer.beams={self.beams}; set "
                 f"answer.beams={max(self.alternatives, 0) + 1} or more, or fewer alternatives"
             )
+
+    def scored_by(self) -> dict[str, Any]:
+        """What decides answers and how sure they are: a calibration fits no others."""
+        names = ["confidence", "beams"]
+        if self.beams > 1:
+            names += ["length_penalty", "early_stopping"]
+        return {name: getattr(self, name) for name in names}

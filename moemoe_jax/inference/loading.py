@@ -1,5 +1,6 @@
 """A work directory back into a model that answers."""
 
+from collections.abc import Callable
 import dataclasses
 import json
 
@@ -14,6 +15,7 @@ from moemoe_jax.evaluation.metrics import Thresholds
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.files import read_json
 from moemoe_jax.inference.calibration import Calibrator
+from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.models.build import abstract_model
 from moemoe_jax.parallel.mesh import make_mesh
 from moemoe_jax.parallel.processes import connect
@@ -142,3 +144,28 @@ def load_calibration(workdir: WorkDir, step: int) -> tuple[Calibrator, Threshold
         raise UserError(
             f"{workdir.calibration} is damaged ({error!r}); delete it and evaluate again"
         ) from None
+
+
+def calibrator_for(
+    loaded: Loaded, workdir: WorkDir, answer: AnswerConfig, say: Callable[[str], None]
+) -> Calibrator | None:
+    """The run's calibrator, or None where there is none, or `answer` scores in another way.
+
+    Args:
+      loaded: the model, with the run's settings.
+      workdir: where it is from.
+      answer: how questions will be answered.
+      say: prints a line, where there is a calibrator that does not fit.
+    """
+    found = load_calibration(workdir, loaded.step)
+    if found is None:
+        return None
+    fitted, wanted = loaded.config.answer.scored_by(), answer.scored_by()
+    if fitted != wanted:
+        told = " ".join(f"{name}={value}" for name, value in fitted.items())
+        say(
+            f"note: no calibrated scores: those were fitted on answers with {told}; leave these "
+            "settings out of --answer to have them"
+        )
+        return None
+    return found[0]

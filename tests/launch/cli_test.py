@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from moemoe_jax.inference.calibration import Calibrator, Sigmoid
 from moemoe_jax.inference.config import AnswerConfig
 from tests.launch.cli import ROOT, TINY, environment, run
 
@@ -215,9 +216,14 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     given = [f"--workdir={trained}", "--input=catalogue:products=1", f"--output={output}"]
     refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
     refused(run("predict", *given, "--answer=size=2"), "answer.size does not", "keys are conf")
+    fitted = {"step": 2, "calibrator": Calibrator("platt", Sigmoid()).to_json(), "thresholds": {}}
+    (trained / "calibration.json").write_text(json.dumps(fitted))
     done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
+    (trained / "calibration.json").unlink()
     assert done.returncode == 0, done.stderr
+    assert "no calibrated scores: those were fitted on answers with conf" in done.stdout
     (line,) = map(json.loads, output.read_text().splitlines())
+    assert "calibrated" not in line
     assert line["source_weights"].keys() == {"image", "text"}
     assert len(line.get("alternatives", [])) <= 1
     assert "programs: 1 compiled" in done.stdout
