@@ -35,7 +35,8 @@ class EvalConfig:
     """How answers are judged.
 
     Attributes:
-      score: which number ranks answers: the raw "confidence" or the "calibrated" one.
+      score: which number ranks answers: the raw "confidence" or the "calibrated" one. Evaluations
+        during training have but the first.
       group_by: what a row of the table is: an attribute, or one attribute of one product type.
       threshold_from: "test" picks each threshold on the evaluated answers themselves (what a single
         published Recall@90P implies); "val" takes thresholds fitted beforehand.

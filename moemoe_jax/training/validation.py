@@ -60,8 +60,13 @@ class Validation:
         return None if left else answers
 
     def judge(self, answers: list[ScoredAnswer]) -> dict[str, float]:
-        """The metrics of `METRICS` that the answers have."""
-        settings = dataclasses.replace(self._config.evaluation, threshold_from="test")
+        """The metrics of `METRICS` that the answers have.
+
+        They are ranked by confidence: `launch.evaluate` calibrates, once a model is trained.
+        """
+        settings = dataclasses.replace(
+            self._config.evaluation, score="confidence", threshold_from="test"
+        )
         found = evaluate(answers, settings)
         return {name: found[name] for name in METRICS if found[name] is not None}
 
