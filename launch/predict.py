@@ -9,8 +9,8 @@ Each record's own questions and attributes are asked, and those of --attributes,
 Memory does not grow with the number of records. A job that was killed, or stopped by SIGTERM, goes
 on where it was when the same command is given again, by as many processes as may be; what it had
 answered lies beside the output until that is complete. A changed input, model or settings are
-noticed and refused; of files in folders inside the input (images), names and sizes are looked at
-for that.
+noticed and refused; of image files that records name, sizes and times of change are compared for
+that, so copy such data with `cp -p` or `rsync -t` while a job is to go on.
 """
 
 from collections.abc import Sequence

@@ -53,6 +53,7 @@ class TrainBatches:
       steps_per_epoch: steps in which every product comes once, not rounded.
       attributes: how often each attribute has each value ("" where there is known to be none).
       rows: U.
+      source: the records.
       rejects, notes: what could not be used, and what was not used whole.
       needless: record number -> whether the product's sources need not be read, as who takes the
         batch has what they give. Such a product comes without any.
@@ -73,7 +74,7 @@ class TrainBatches:
         self.steps_per_epoch = self.products / config.products_per_batch
         self.attributes = found.attributes
         self.rows = config.distinct_questions or question_rows(config, len(found.questions))
-        self.rejects, self.notes = reader.rejects, reader.notes
+        self.source, self.rejects, self.notes = reader.source, reader.rejects, reader.notes
         self.needless: Callable[[int], bool] = lambda record: False
         self._reader, self._seed = reader, seed
         self._mine = _mine(config, mine)

@@ -38,7 +38,8 @@ class RecordSource(Protocol):
 
     A source that knows the hashes of its ids without reading the records has also
     `id_hashes() -> uint64 [N]` (see `moemoe_jax.data.splits`). One whose images were made smaller
-    has `image_size`, the pixels of their longer side, or 0.
+    has `image_size`, the pixels of their longer side, or 0. One that reads other files than those
+    that its path names has `files_digest`, which changes when they do (`data.file_stats`).
     """
 
     name: str

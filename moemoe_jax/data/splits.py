@@ -118,6 +118,7 @@ class SplitSource:
         self._indices = np.flatnonzero(_names(self._hashes, fractions, seed) == split)
         self.name = f"{source.name}[{split}]"
         self.image_size = getattr(source, "image_size", 0)
+        self.files_digest = getattr(source, "files_digest", "")
 
     def __len__(self) -> int:
         return len(self._indices)

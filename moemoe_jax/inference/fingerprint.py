@@ -47,7 +47,11 @@ def fingerprint(
 
 
 def input_digest(spec: str, output: Path) -> str:
-    """Of the input's content; of what lies in folders inside it (images), names and sizes."""
+    """Of the content of the input: a file, or the files right in a folder.
+
+    Of other files that its records are read from, such as images, the source tells a digest of
+    sizes and times of change: see `files_digest` of `data.sources.RecordSource`.
+    """
     if spec.partition(":")[0] == CATALOGUE:
         return _joined([spec])
     path = resolve(spec)[1]
@@ -69,19 +73,17 @@ def _array_digest(tree: Any) -> str:
 
 
 def content_digest(path: Path, ours: str = "") -> str:
-    """Of a file, or a folder but for what is hidden, lists of rejects and the file named `ours`."""
+    """Of a file, or the files right in a folder: not hidden ones, lists of rejects and `ours`."""
     if path.is_file():
         return _content(path)
-    parts = []
-    for entry in sorted(path.iterdir()):
-        if entry.name.startswith(".") or entry.name == ours or is_rejects(entry.name):
-            continue
-        if entry.is_file():
-            parts.append(f"{entry.name} {_content(entry)}")
-        elif entry.is_dir():
-            files = sorted(file for file in entry.rglob("*") if file.is_file())
-            parts += [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
-    return _joined(parts)
+    return _joined(
+        f"{entry.name} {_content(entry)}"
+        for entry in sorted(path.iterdir())
+        if entry.is_file()
+        and not entry.name.startswith(".")
+        and entry.name != ours
+        and not is_rejects(entry.name)
+    )
 
 
 def _content(file: Path) -> str:

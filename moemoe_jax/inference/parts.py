@@ -53,6 +53,28 @@ class Parts:
         """Finds out what is answered, by other processes as well."""
         self.done = {int(path.stem) for path in self._folder.glob("*.jsonl")}
 
+    def check_files(self, digest: str) -> None:
+        """Notes the digest of the other files that the input is read from, or compares it.
+
+        It is known only once the input is open, and the output is begun before.
+
+        Args:
+          digest: `files_digest` of the source.
+
+        Raises:
+          UserError: another one was noted, and there are answers.
+        """
+        begun = _begun(self._folder)
+        if begun["files"] == digest:
+            return
+        if begun["files"] is not None and self.done:
+            raise _begun_with(
+                self._output,
+                "other files that its input names, such as images (their sizes or times of change "
+                "differ; cp -p and rsync -t keep the time)",
+            )
+        _write_manifest(self._folder, begun | {"files": digest})
+
     def idle(self, windows: int, records: int) -> str:
         """A line for where fewer windows are to be answered than there are processes, else empty.
 
@@ -160,6 +182,13 @@ def _exists(output: Path) -> UserError:
     return UserError(f"{output} exists; choose another --output or add --overwrite")
 
 
+def _begun_with(output: Path, changed: str) -> UserError:
+    return UserError(
+        f"{output} was begun with {changed}: give what it was begun with to go on, choose another "
+        "--output, or add --overwrite to start anew"
+    )
+
+
 def open_parts(output: Path, fingerprint: dict[str, Any], overwrite: bool = False) -> Parts:
     """Begins an output, or goes on with one that was begun with the same fingerprint.
 
@@ -179,7 +208,8 @@ def open_parts(output: Path, fingerprint: dict[str, Any], overwrite: bool = Fals
             resumed = not overwrite and _resumes(folder, output, fingerprint)
             if not resumed:
                 _empty(folder)
-                _write_manifest(folder, fingerprint, replaces=output.exists())
+                replaces = output.exists()
+                _write_manifest(folder, {"fingerprint": fingerprint, "replaces": replaces})
         except BaseException:
             lock.close()
             raise
@@ -200,10 +230,7 @@ def _resumes(folder: Path, output: Path, fingerprint: dict[str, Any]) -> bool:
         changed = [noun for name, noun in _NOUNS.items() if old.get(name) != fingerprint[name]]
         if settings := list(differences(old.get("settings"), fingerprint["settings"])):
             changed[-1] += f" ({differences_text(settings)})"
-        raise UserError(
-            f"{output} was begun with {' and '.join(changed)}: give what it was begun with to go "
-            "on, choose another --output, or add --overwrite to start anew"
-        )
+        raise _begun_with(output, " and ".join(changed))
     same = begun is not None and begun["fingerprint"] == fingerprint
     # A job that was killed behind its last move has left its output, and its parts as well.
     if output.exists() and not (same and (begun["replaces"] or (folder / _JOINED).exists())):
@@ -217,14 +244,14 @@ def _begun(folder: Path) -> dict | None:
     """What the manifest says; None where there is none, or none that can be read."""
     try:
         found = json.loads((folder / _MANIFEST).read_text())
-        return {"fingerprint": dict(found["fingerprint"]), "replaces": bool(found["replaces"])}
+        begun = {"fingerprint": dict(found["fingerprint"]), "replaces": bool(found["replaces"])}
+        return begun | {"files": found.get("files")}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_manifest(folder: Path, fingerprint: dict[str, Any], replaces: bool) -> None:
-    content = {"fingerprint": fingerprint, "replaces": replaces}
-    write_atomically(folder / _MANIFEST, json.dumps(content, indent=1) + "\n")
+def _write_manifest(folder: Path, begun: dict[str, Any]) -> None:
+    write_atomically(folder / _MANIFEST, json.dumps(begun, indent=1) + "\n")
 
 
 def _lock(folder: Path, output: Path) -> BinaryIO:

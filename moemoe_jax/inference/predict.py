@@ -96,6 +96,9 @@ def predict(
         rejects = _rejects(output, data.max_reject_fraction, parts.resumed)
         with told(output):
             source = open_source(spec, None, rejects)
+            if is_primary():
+                parts.check_files(getattr(source, "files_digest", ""))
+            barrier("the files of the input are compared")
         reader = ProductReader(
             source,
             loaded.tokenizer,

@@ -1,7 +1,8 @@
 """Opens what a run keeps of its encodings, where it keeps any: in memory, or in the work directory.
 
 What is kept on a disk belongs to the data, the tokenizer, the model's shape and its frozen weights.
-Of these there are fingerprints; where one differs, what is there is made anew.
+Of these there are fingerprints; where one differs, what is there is made anew. Of image files that
+records name, sizes and times of change are in it, which a copy may change (`cp -p` does not).
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def keep_encodings(
         open_rows = functools.partial(
             RowsOnDisk,
             folder=workdir.encodings / place,
-            fingerprint=_fingerprint(config, frozen, workdir),
+            fingerprint=_fingerprint(config, batches, frozen, workdir),
             say=say,
         )
     kept = EncodeOnce(config, run, batches, frozen, open_rows)
@@ -80,12 +81,15 @@ def _remove_of_others(folder: Path, say: Callable[[str], None]) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _fingerprint(config: ExperimentConfig, frozen: nnx.State, workdir: WorkDir) -> dict[str, str]:
+def _fingerprint(
+    config: ExperimentConfig, batches: TrainBatches, frozen: nnx.State, workdir: WorkDir
+) -> dict[str, str]:
     """Digests of all that encodings depend on; all processes must ask for them together."""
     leaves = jax.tree_util.tree_leaves_with_path(frozen)
     weights = checksums({path_name(path): leaf for path, leaf in leaves})
     return {
         "the data": input_digest(config.data.source, Path()),
+        "size or time of image files": getattr(batches.source, "files_digest", ""),
         "the settings of data or model": _digest(repr((what_matters(config.data), config.model))),
         "the tokenizer": content_digest(workdir.tokenizer),
         "the frozen weights": _digest(repr(sorted(weights.items()))),

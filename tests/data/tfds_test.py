@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 import pickle
 import subprocess
@@ -67,6 +68,9 @@ def test_round_trip(tmp_path):
     assert source[1] == train[1]
     assert source[-1] == Record("c", {"title": "no picture"})
     assert pickle.loads(pickle.dumps(source))[1] == train[1]
+    (file,) = out.rglob("*-train.array_record*")
+    os.utime(file, ns=(0, 0))
+    assert open_source(str(out), "train", fractions={}).files_digest != source.files_digest
     everything = open_source(str(out))
     assert sorted(everything[i].id for i in range(4)) == ["a", "b", "c", "d"]
     assert "tensorflow" not in sys.modules

@@ -3,20 +3,20 @@ from moemoe_jax.inference.fingerprint import input_digest
 
 def test_what_changes_the_input_changes_its_digest(tmp_path):
     folder, output = tmp_path / "shop", tmp_path / "shop" / "answers.jsonl"
-    (folder / "images").mkdir(parents=True)
+    folder.mkdir()
     (folder / "train.jsonl").write_text('{"id": "a"}\n')
-    (folder / "images" / "a.jpg").write_bytes(b"12")
     seen = [input_digest(f"jsonl:{folder}", output)]
     # What a job itself leaves there is no input.
     output.write_text("{}")
     (folder / "answers.jsonl.rejects.jsonl").write_text("{}")
     (folder / ".answers.jsonl.parts").mkdir()
+    # Nor is what lies in other folders, but for the files that records name.
+    (folder / "runs").mkdir()
+    (folder / "runs" / "metrics.jsonl").write_text("{}")
     assert input_digest(f"jsonl:{folder}", output) == seen[0]
-    for path, content in (("train.jsonl", '{"id": "b"}\n'), ("images/a.jpg", "123"), ("c", "")):
+    for path, content in (("train.jsonl", '{"id": "b"}\n'), ("c", "")):
         (folder / path).write_text(content)
         seen.append(input_digest(f"jsonl:{folder}", output))
-    (folder / "images" / "b.jpg").write_bytes(b"")
-    seen.append(input_digest(f"jsonl:{folder}", output))
     seen.append(input_digest(f"jsonl:{folder / 'train.jsonl'}", output))
     seen += [input_digest(f"catalogue:products={n}", output) for n in (3, 4)]
     assert len(set(seen)) == len(seen)

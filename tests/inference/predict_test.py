@@ -228,6 +228,22 @@ def test_with_something_else_it_does_not_go_on(job, monkeypatch, what, told):
     assert "answered already" not in said
 
 
+def test_with_another_image_it_does_not_go_on(job, monkeypatch):
+    path, image = job.folder / "in.jsonl", job.folder / "images" / "a.jpg"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[20]["sources"]["image"] = "images/a.jpg"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    image.parent.mkdir()
+    image.write_bytes(b"of one size")
+    begun(job, monkeypatch)
+    time = image.stat().st_mtime_ns
+    os.utime(image, ns=(time, time + 1000))
+    with pytest.raises(UserError, match=r"other files .*such as images \(their sizes or times of"):
+        job()
+    os.utime(image, ns=(time, time))
+    assert "2 of them answered already" in job()[1]
+
+
 def test_an_output_that_is_there_is_replaced_only_when_told(job, monkeypatch):
     output = job.folder / "a.jsonl"
     output.write_text("mine")

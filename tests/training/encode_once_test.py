@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from moemoe_jax.data.catalogue import CatalogueSource
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import from_config_dict
 from moemoe_jax.parallel.sharding import place_batch
@@ -162,6 +163,15 @@ def test_other_frozen_weights_are_noticed(run):
     fresh, _, (anew, line) = run.kept("disk", frozen=jax.tree.unflatten(tree, leaves))
     assert anew.endswith("is of no use (the frozen weights changed); it is made anew")
     assert line.endswith("KiB each; 0 are there") and len(fresh.products) == 0
+
+
+def test_another_image_file_is_noticed(run, monkeypatch):
+    kept, _, _ = run.kept("disk")
+    kept.products.put(0, [np.zeros(a.shape[1:], a.dtype) for a in kept.products._arrays])
+    kept.flush()
+    monkeypatch.setattr(CatalogueSource, "files_digest", "another", raising=False)
+    _, _, (anew, _) = run.kept("disk")
+    assert anew.endswith("is of no use (size or time of image files changed); it is made anew")
 
 
 def test_room_for_no_product_is_refused(run, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moemoe_jax.data.file_stats import FileStats
 from moemoe_jax.data.records import Record, RecordError
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.splits import id_hash
@@ -23,7 +24,11 @@ Remark = Callable[[Record, Path], str | None]  # what is wrong with a record tha
 
 
 class LineSource:
-    """A RecordSource over text files; reads are lazy and safe from several threads."""
+    """A RecordSource over text files; reads are lazy and safe from several threads.
+
+    Attributes:
+      files_digest: of the image files that the records name (`data.file_stats`).
+    """
 
     splits: tuple[str, ...] = ()
 
@@ -52,7 +57,7 @@ class LineSource:
         self._files = list(files)
         self._parse = parse
         starts, lengths, hashes, lines = array("q"), array("q"), array("Q"), array("q")
-        ends = []
+        ends, images = [], FileStats()
         for file in self._files:
             seen = 0
             for number, start, raw in _lines(file, header_lines):
@@ -64,6 +69,7 @@ class LineSource:
                     continue
                 if remark is not None and (reason := remark(record, file)):
                     rejects.add(file, number, reason, record.id)
+                images.add_images(record)
                 starts.append(start)
                 lengths.append(len(raw))
                 hashes.append(id_hash(record.id))
@@ -74,6 +80,7 @@ class LineSource:
             np.array(column) for column in (starts, lengths, hashes)
         )
         self._ends = np.array(ends)
+        self.files_digest = images.digest()
         self._drop_duplicates(lines, rejects)
 
     def _drop_duplicates(self, lines: array, rejects: Rejects) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from moemoe_jax.data.file_stats import FileStats
 from moemoe_jax.data.formats import files
 from moemoe_jax.data.records import Record, RecordError, parse_record
 from moemoe_jax.data.rejects import Rejects
@@ -51,6 +52,9 @@ class ParquetSource:
 
     Opening reads all columns but the binary ones once: bad rows are rejected, and of the good ones
     only the place is kept.
+
+    Attributes:
+      files_digest: of the image files that the records name (`data.file_stats`).
     """
 
     splits: tuple[str, ...] = ()
@@ -65,7 +69,7 @@ class ParquetSource:
         self._paths = paths
         self._places: list | np.ndarray = []  # int64 [N, 3]: file, row group, row of the group
         self._reset()
-        hashes, ids = [], set()
+        hashes, ids, images = [], set(), FileStats()
         for number, path in enumerate(paths):
             for group, row, line, mapping in _index_rows(path, number, rejects):
                 try:
@@ -76,10 +80,12 @@ class ParquetSource:
                     rejects.add(path, line, str(error), _given_id(mapping))
                     continue
                 ids.add(record.id)
+                images.add_images(record)
                 self._places.append((number, group, row))
                 hashes.append(id_hash(record.id))
         self._places = np.array(self._places, np.int64).reshape(-1, 3)
         self._hashes = np.array(hashes, np.uint64)
+        self.files_digest = images.digest()
 
     def _reset(self) -> None:
         self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()

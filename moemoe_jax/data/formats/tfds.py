@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moemoe_jax.data.file_stats import FileStats
 from moemoe_jax.data.formats.files import split_name
 from moemoe_jax.data.records import Record, RecordError, parse_record
 from moemoe_jax.data.rejects import Rejects
@@ -89,6 +90,7 @@ class TfdsSource:
     """A RecordSource over splits of a TFDS folder; nothing is read before it is asked for.
 
     Attributes:
+      files_digest: of the files of the folder (`data.file_stats`).
       image_size: pixels that the longer side of its images was cut down to; 0 where it was not.
     """
 
@@ -98,6 +100,7 @@ class TfdsSource:
         self.name = name
         self._folder = folder
         self._split_names = split_names
+        self.files_digest = _files_digest(folder)
         info = _builder(folder).info
         self._ends = list(
             itertools.accumulate(info.splits[split].num_examples for split in split_names)
@@ -136,6 +139,13 @@ class TfdsSource:
 
     def __repr__(self) -> str:
         return f"TfdsSource({self.name}, {self._split_names}, {len(self)} records)"
+
+
+def _files_digest(folder: Path) -> str:
+    stats = FileStats()
+    for file in sorted(folder.iterdir()):
+        stats.add(file)
+    return stats.digest()
 
 
 def _reader(folder: Path, features: Any) -> tuple[Callable[[Any, str], Record], Any]:
