@@ -179,6 +179,32 @@ def test_parquet_of_others(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("rows_per_group", [5, 1])
+@pytest.mark.parametrize("listed", [False, True])
+def test_of_an_image_in_parquet_with_bytes_and_a_path_the_bytes_count(
+    tmp_path, rows_per_group, listed
+):
+    images = [
+        {"bytes": b"one", "path": "/where/it/was.jpg"},
+        {"bytes": b"two", "path": "https://shop/2.jpg"},
+        {"bytes": None, "path": "3.jpg"},
+        {"bytes": None, "path": "/where/it/was.jpg"},
+        {"bytes": b"five", "path": None},
+    ]
+    rows = [
+        {"id": str(n), "sources": {"image": [image] if listed else image}}
+        for n, image in enumerate(images, 1)
+    ]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=rows_per_group)
+    rejects = Rejects(None, 1.0)
+    source = open_source(str(path), rejects=rejects)
+    assert {record.id: record.image("image") for record in source} == {
+        "1": b"one", "2": b"two", "3": tmp_path.resolve() / "3.jpg", "5": b"five",
+    }  # fmt: skip
+    assert rejects.reasons == {"image path leads outside the data folder": 1}
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [

@@ -1,8 +1,9 @@
 """Records in Parquet: one file or a folder of them, with the columns of the record format.
 
-`sources` is a struct (images as binary, or as paths relative to the file), `attributes` a map from
-name to value; any of them may also be a text column that holds JSON. In a map, null says "known to
-have no answer"; in a struct every row has every field, so null there says "not known".
+`sources` is a struct (images as binary, as paths relative to the file, or as structs of `bytes` and
+`path`, of which the bytes count where there are any), `attributes` a map from name to value; any of
+them may also be a text column that holds JSON. In a map, null says "known to have no answer"; in a
+struct every row has every field, so null there says "not known".
 
 Parquet is read by row group. Groups are kept up to a fixed number of bytes, which serves data that
 fit in memory and reads in order; for random reads of larger data turn them into TFDS with
@@ -151,20 +152,39 @@ def _index_rows(path: Path, number: int, rejects: Rejects):
         missing = {"id", "sources"} - set(file.schema_arrow.names)
         if missing:
             raise UserError(f"{path} has no column {min(missing)!r}; a record needs id and sources")
-        columns = [
-            column.path
-            for column in map(file.schema.column, range(len(file.schema)))
-            if column.physical_type != "BYTE_ARRAY" or column.logical_type.type != "NONE"
-        ]
         rejects.saw(path, file.metadata.num_rows)
         line = itertools.count(1)
         for group in range(file.num_row_groups):
-            row = 0
+            row, columns = 0, _columns(file, group)
             for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
                 for mapping in batch.to_pylist():
                     mapping.setdefault("sources", {})  # where it holds nothing but binaries
                     yield group, row, next(line), mapping
                     row += 1
+
+
+def _columns(file: Any, group: int) -> list[str]:
+    """The columns of a row group that tell of its records what can be wrong with them.
+
+    Binaries are left out, and the `path` beside an image's `bytes`, which is not looked at. But
+    where some images of the group have no bytes, both are read: then the path may count.
+    """
+    chunks, schema = file.metadata.row_group(group), file.schema
+    columns = [schema.column(number) for number in range(len(schema))]
+    paths = [column.path for column in columns]
+    left_out = set()
+    for number, column in enumerate(columns):
+        if column.physical_type != "BYTE_ARRAY" or column.logical_type.type != "NONE":
+            continue
+        struct, _, field = column.path.rpartition(".")
+        beside = f"{struct}.path"
+        if field == "bytes" and beside in paths:
+            found = chunks.column(number).statistics
+            if found is None or not found.has_null_count or found.null_count:
+                continue
+            left_out.add(beside)
+        left_out.add(column.path)
+    return [path for path in paths if path not in left_out]
 
 
 def _given_id(mapping: dict[str, Any]) -> str | None:
