@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         format_evidence,
         format_means,
         format_table,
+        format_thresholds,
     )
     from moemoe_jax.inference import evaluate, loading
     from moemoe_jax.workdir import WorkDir
@@ -90,6 +91,8 @@ def main(argv: Sequence[str]) -> None:
     print(format_table(metrics))
     print(textwrap.fill(explain(loaded.config.evaluation), 100))
     print(format_evidence(metrics))
+    if chosen := format_thresholds(metrics):
+        print(chosen)
     print(format_means(metrics))
     print(f"written: {workdir.evaluation(name)}/metrics.json, answers.jsonl, report.html")
 

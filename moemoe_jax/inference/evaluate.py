@@ -177,7 +177,12 @@ def _fitted_for(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> dict[str, Any]:
-    """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds.
+    """The metrics of a split.
+
+    Args:
+      answers: to its questions.
+      config: says how they are judged.
+      thresholds: of the validation split; None where there is none.
 
     Raises:
       UserError: nobody said what would have been right.
@@ -187,8 +192,7 @@ def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> 
             f"none of the {len(answers)} questions has a gold answer: give data that have some, or "
             "answer these by launch.predict"
         )
-    wanted = config.evaluation.threshold_from == "val"
-    return evaluate(answers, config.evaluation, thresholds if wanted else None)
+    return evaluate(answers, config.evaluation, thresholds)
 
 
 def results_name(

@@ -254,10 +254,18 @@ def test_an_evaluation_of_other_data_lists_its_rejects_beside_it(trained, tmp_pa
     records.write_text(json.dumps(good) + "\n{\n")
     run_lists = trained / "rejects.jsonl"
     before = run_lists.read_text() if run_lists.exists() else None
-    for _ in range(2):
+    for judged in ("topk=3", "topk=5:10,bound=clopper_pearson"):
         given = ["--name=gold", f"--input={records}", "--max_reject_fraction=0.5"]
-        done = run("evaluate", f"--workdir={trained}", *given)
+        done = run("evaluate", f"--workdir={trained}", *given, f"--evaluation={judged}")
         assert done.returncode == 0, done.stderr
+        assert "thresholds chosen on the validation answers  R@90P" in done.stdout
+    # Another bound has other thresholds: they are fitted anew.
+    assert "calibrating on val" in done.stdout
+    metrics = json.loads((trained / "eval" / "gold" / "metrics.json").read_text())
+    assert (metrics["settings"]["bound"], metrics["settings"]["topk"]) == (
+        "clopper_pearson",
+        [5, 10],
+    )
     listed = trained / "eval" / "gold" / "rejects.jsonl"
     assert f"listed in {listed}" in done.stdout
     (line,) = map(json.loads, listed.read_text().splitlines())
