@@ -12,7 +12,8 @@ Exit status:
 Of several processes one that fails takes the others along: with status 1, or by SIGABRT.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+import dataclasses
 import difflib
 import functools
 import os
@@ -100,13 +101,81 @@ def limited(loaded):
     Raises:
       UserError: the limit is no share.
     """
-    import dataclasses
-
     limit = flags.FLAGS.max_reject_fraction
     if limit is None:
         return loaded
     data = dataclasses.replace(loaded.config.data, max_reject_fraction=limit)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
+
+
+def define_changes(
+    group: str, kind: type, what: str, example: str, omit: Collection[str] = ()
+) -> None:
+    """Defines the flag that changes some of the run's own settings; see `changed`.
+
+    Args:
+      group: of the settings, and the flag's name.
+      kind: the dataclass of the group, which holds the defaults.
+      what: the settings are of.
+      example: of a change.
+      omit: settings that are derived and not the user's to set.
+    """
+    defaults = ", ".join(
+        f"{field.name}={_written(field.default)}"
+        for field in dataclasses.fields(kind)
+        if field.name not in omit
+    )
+    flags.DEFINE_list(
+        group,
+        [],
+        f"Settings of {what} to change, such as {example}; by default the run's, which are, "
+        f"unless its config says otherwise: {defaults}",
+    )
+
+
+def changed(loaded, group: str, given: Sequence[str]):
+    """The loaded model, with those of a group of its settings changed that are `given`.
+
+    Args:
+      loaded: the model.
+      group: of the settings, such as "answer".
+      given: "name=value" each, what the flag of that name holds; several numbers as "5:10".
+
+    Raises:
+      UserError: no such setting (naming the nearest), or one that is not the user's to set, or a
+        value that it cannot have.
+    """
+    from moemoe_jax.config_tree import from_mapping
+    from moemoe_jax.experiment import DERIVED
+
+    settings = getattr(loaded.config, group)
+    values = dataclasses.asdict(settings)
+    for setting in given:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals:
+            raise UserError(f"--{group} has {setting!r}; write name=value, as --help shows them")
+        if f"{group}.{name}" in DERIVED:
+            raise UserError(f"--{group} has {setting!r}, which follows from the run's data")
+        values[name] = _read(text, values.get(name, ""), f"--{group} has {setting!r}")
+    config = dataclasses.replace(
+        loaded.config, **{group: from_mapping(type(settings), values, group)}
+    )
+    return dataclasses.replace(loaded, config=config)
+
+
+def _written(value: Any) -> str:
+    """A setting's value as `_read` takes it."""
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _read(text: str, value: Any, where: str) -> Any:
+    """What a flag says, as the type of the value that it replaces."""
+    kind = type(value)
+    try:
+        return tuple(map(int, text.split(":"))) if kind is tuple else kind(text)
+    except ValueError:
+        wanted = "whole number, nor several such as 5:10" if kind is tuple else kind.__name__
+        raise UserError(f"{where}; {text!r} is no {wanted}") from None
 
 
 def define_processes() -> None:

@@ -3,9 +3,11 @@ r"""Answers a split, or any data with gold answers, and prints accuracy and Reca
     python -m launch.evaluate --workdir=runs/dense --split=test
     python -m launch.evaluate --workdir=runs/dense --input=other.jsonl
     python -m launch.evaluate --workdir=runs/dense --remove_sources=image
+    python -m launch.evaluate --workdir=runs/dense --evaluation=bound=clopper_pearson
 
 Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work directory; what of
---input could not be used is listed in a rejects.jsonl beside them.
+--input could not be used is listed in a rejects.jsonl beside them. Settings that --evaluation
+changes become part of the folder's name, so that results of other settings stay beside them.
 """
 
 from collections.abc import Sequence
@@ -14,12 +16,20 @@ import textwrap
 from absl import flags
 
 from launch import common, process
+from moemoe_jax.evaluation.table import EvalConfig
 
 common.define_workdir("The work directory of a trained model.")
 flags.DEFINE_string("split", "test", "The split of the run's data: train, val or test.")
 flags.DEFINE_string("input", "", "Other data with gold answers, in place of --split.")
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list("remove_sources", [], "Sources to take away from every product.")
+common.define_changes(
+    "evaluation",
+    EvalConfig,
+    "how answers are judged",
+    "threshold_from=val,bound=clopper_pearson",
+    omit=("no_answer_text",),
+)
 common.define_reject_limit()
 common.define_processes()
 flags.DEFINE_string("name", "", "The results' folder under eval/; by default from the flags.")
@@ -41,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         format_evidence,
         format_means,
         format_table,
+        format_thresholds,
     )
     from moemoe_jax.inference import evaluate, loading
     from moemoe_jax.workdir import WorkDir
@@ -50,9 +61,12 @@ def main(argv: Sequence[str]) -> None:
     if args.input:
         check_spec(args.input)
     loaded = common.limited(loading.load(workdir, args.checkpoint))
+    loaded = common.changed(loaded, "evaluation", args.evaluation)
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
-    name = args.name or evaluate.results_name(args.input, args.split, args.remove_sources)
+    name = args.name or evaluate.results_name(
+        args.input, args.split, args.remove_sources, args.evaluation
+    )
     limit, index = loaded.config.data.max_reject_fraction, jax.process_index()
     of_the_run = Rejects(workdir.rejects, limit, index)
     if args.input:
@@ -77,6 +91,8 @@ def main(argv: Sequence[str]) -> None:
     print(format_table(metrics))
     print(textwrap.fill(explain(loaded.config.evaluation), 100))
     print(format_evidence(metrics))
+    if chosen := format_thresholds(metrics):
+        print(chosen)
     print(format_means(metrics))
     print(f"written: {workdir.evaluation(name)}/metrics.json, answers.jsonl, report.html")
 

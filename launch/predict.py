@@ -14,7 +14,6 @@ that, so copy such data with `cp -p` or `rsync -t` while a job is to go on.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 
 from absl import flags
@@ -34,13 +33,7 @@ flags.DEFINE_list(
 )
 common.define_reject_limit()
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
-flags.DEFINE_list(
-    "answer",
-    [],
-    "Settings of answering to change, such as beams=4,alternatives=3; by default the run's, which "
-    "are, unless its config says otherwise: "
-    + ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(AnswerConfig)),
-)
+common.define_changes("answer", AnswerConfig, "answering", "beams=4,alternatives=3")
 flags.DEFINE_bool(
     "overwrite",
     False,
@@ -69,13 +62,11 @@ def main(argv: Sequence[str]) -> int:
     check_paths(args.input, output, args.overwrite)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
     _check_attributes(attributes, workdir)
-    loaded = loading.on_own_devices(loading.load(workdir, args.checkpoint))
-    loaded = common.limited(loaded)
+    run = common.limited(loading.on_own_devices(loading.load(workdir, args.checkpoint)))
+    loaded = common.changed(run, "answer", args.answer)
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     say = functools.partial(print, flush=True)
-    answer = _changed(loaded.config.answer, args.answer)
-    calibrator = loading.calibrator_for(loaded, workdir, answer, say)
-    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, answer=answer))
+    calibrator = loading.calibrator_for(run, workdir, loaded.config.answer, say)
     stopped = predict(
         loaded,
         workdir,
@@ -90,24 +81,6 @@ def main(argv: Sequence[str]) -> int:
         say=say,
     )
     return 128 + stopped if stopped else 0
-
-
-def _changed(answer: AnswerConfig, settings: Sequence[str]) -> AnswerConfig:
-    """The settings of answering with those of `--answer`, "name=value" each, in their place."""
-    from moemoe_jax.config_tree import from_mapping
-    from moemoe_jax.errors import UserError
-
-    values = dataclasses.asdict(answer)
-    for setting in settings:
-        name, equals, text = (part.strip() for part in setting.partition("="))
-        if not equals:
-            raise UserError(f"--answer has {setting!r}; write name=value, such as beams=4")
-        kind = type(values.get(name, ""))
-        try:
-            values[name] = kind(text)
-        except ValueError:
-            raise UserError(f"--answer has {setting!r}; {text!r} is no {kind.__name__}") from None
-    return from_mapping(AnswerConfig, values, "answer")
 
 
 def _check_attributes(attributes: Sequence[str], workdir) -> None:

@@ -6,16 +6,20 @@ by a program and needs no path.
 
 from collections.abc import Mapping, Sequence
 import difflib
-import functools
 import importlib
+import itertools
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
+
+from absl import logging
+import numpy as np
 
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.splits import DEFAULT_FRACTIONS, SPLITS, SplitSource, check_fractions
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 
 # A new format is one file in `formats/` (its `__init__` says what it holds) and one line here.
 FORMATS: dict[str, str] = {
@@ -82,7 +86,11 @@ def open_splits(
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     split_seed: int = 0,
 ) -> dict[str | None, RecordSource]:
-    """Opens several splits of a source, reading each file once; see `open_source`."""
+    """Opens several splits of a source, reading each file once; see `open_source`.
+
+    Where the source itself comes in splits, ids that are in two of those read are told in a
+    warning: who tests what was trained on learns nothing.
+    """
     check_fractions(fractions)
     rejects = Rejects() if rejects is None else rejects
     if spec.split(":", 1)[0] == CATALOGUE:
@@ -93,9 +101,12 @@ def open_splits(
     module, path = resolve(spec)
     own = module.splits(path)
 
-    @functools.cache
+    parts: dict[str | None, RecordSource] = {}
+
     def opened(part: str | None) -> RecordSource:
-        source = module.open_records(path, part, rejects)
+        if part in parts:
+            return parts[part]
+        source = parts[part] = module.open_records(path, part, rejects)
         if not len(source):
             rejects.check()  # where all were rejected, say why
             raise UserError(f"no record in {path}; name data that has some")
@@ -108,7 +119,26 @@ def open_splits(
             for split in splits
         }
     rejects.check()
+    _warn_of_shared(spec, parts)
     return found
+
+
+def _warn_of_shared(spec: str, parts: Mapping[str | None, RecordSource]) -> None:
+    """Says which own splits share ids, where these are known without reading the records."""
+    known = [(n, s) for n, s in parts.items() if n is not None and hasattr(s, "id_hashes")]
+    for (one, source), (other, beside) in itertools.combinations(known, 2):
+        shared = np.flatnonzero(np.isin(source.id_hashes(), beside.id_hashes()))
+        if shared.size:
+            logging.warning(
+                "%s: %d of the %d ids of split %s are in split %s as well, such as %s; take them "
+                "out of one: results on products that a model was trained on mean little",
+                spec,
+                shared.size,
+                len(source),
+                one,
+                other,
+                shown(source[int(shared[0])].id),
+            )
 
 
 def _pick(opened, own, split, *, spec, fractions, seed) -> RecordSource:

@@ -11,6 +11,10 @@ Definitions, for one attribute (or product type and attribute, see `EvalConfig.g
   thresholds t that publish the PP(t) predictions with score >= t, TP(t) of them right; 0 if none
   qualifies. N is the answerable answers, abstentions included. `coverage_at_90p` is PP(t) over all
   labelled answers, at the t of Recall@90P.
+- `by_threshold`: what is published at 90 % by thresholds chosen on these very answers ("test", the
+  best that could be had) and by those chosen on validation answers ("val", what publishing new
+  answers gives): `recall_at_90p` and `coverage_at_90p` are means over attributes,
+  `precision_at_90p` is the share right of all that is published, which for "val" may miss 90 %.
 - `majority`: accuracy of always giving the attribute's most frequent gold of this very set.
 
 Over attributes: top-level `accuracy`, `recall_at_xp` and `coverage_at_90p` are unweighted means
@@ -80,8 +84,8 @@ def evaluate(
     Args:
       answers: of one split.
       config: how to judge.
-      thresholds: from `fit_thresholds` on validation answers; given if and only if
-        `config.threshold_from` is "val". A group that it lacks publishes nothing.
+      thresholds: from `fit_thresholds` on validation answers, with the same `config`; None where
+        there are none. A group that it lacks publishes nothing.
 
     Returns:
       JSON-safe (undefined is None, never NaN): accuracy, recall_at_{90,95,99}p, coverage_at_90p,
@@ -89,20 +93,20 @@ def evaluate(
       per_attribute {name: row}, most answers first, with count, accuracy, recall_at_{90,95,99}p,
       coverage_at_90p, precision_at_90p, threshold_at_90p, ece, majority;
       top_k {"5", "10", "15", "all": means of the rows}; by_product_type {type: top_k} where groups
-      are product types' attributes; by_evidence; counts; settings (the config).
+      are product types' attributes; by_evidence; by_threshold {"test", and "val" where given};
+      counts; settings (the config).
 
     Raises:
-      UserError: thresholds are missing or superfluous, or calibrated scores are missing.
+      UserError: thresholds are wanted and missing, or calibrated scores are missing.
     """
     config = config or EvalConfig()
-    if (thresholds is None) == (config.threshold_from == "val"):
-        raise UserError(
-            f"threshold_from is {config.threshold_from!r} but validation thresholds are"
-            f" {'missing: fit them' if thresholds is None else 'given: leave them out'}"
-        )
+    if thresholds is None and config.threshold_from == "val":
+        raise UserError("threshold_from is 'val' but validation thresholds are missing: fit them")
     table = tabulate(answers, config)
-    if thresholds is None:
-        thresholds = _pick_thresholds(table, config)
+    choices = {"test": _pick_thresholds(table, config)}
+    if thresholds is not None:
+        choices["val"] = thresholds
+    thresholds = choices[config.threshold_from]
     rows = {
         name: _measure(table, slice_, thresholds.get(name, {}), majority, config)
         for name, slice_, majority in zip(table.names, table.slices, table.majority, strict=True)
@@ -122,6 +126,7 @@ def evaluate(
         "per_attribute": rows,
         "top_k": top_k,
         "by_evidence": _by_evidence(table, thresholds, config),
+        "by_threshold": {name: _at_90p(table, of, config) for name, of in choices.items()},
         "counts": _counts(table),
         "settings": dataclasses.asdict(config) | {"topk": list(config.topk)},
     }
@@ -173,13 +178,39 @@ def _top_k(rows: Mapping[str, Mapping[str, Any]], config: EvalConfig) -> dict[st
     }
 
 
+def _published(table: AnswerTable, thresholds: Thresholds) -> np.ndarray:
+    """Bool: which answers are published, each at the 90 % threshold of its group."""
+    bars = [thresholds.get(name, {}).get("90") for name in table.names]
+    bar = np.array([np.inf if b is None else b for b in bars], float)[table.group]
+    return table.predicted & (table.score >= bar)
+
+
+def _at_90p(
+    table: AnswerTable, thresholds: Thresholds, config: EvalConfig
+) -> dict[str, float | None]:
+    """One row of `by_threshold`."""
+    published = _published(table, thresholds)
+    wanted = table.answerable | (config.recall_over == "labelled")
+
+    def counts(rows: np.ndarray) -> list[int]:
+        return np.bincount(table.group[rows], minlength=len(table.names)).tolist()
+
+    def mean(part: np.ndarray, whole: np.ndarray) -> float | None:
+        pairs = zip(counts(part), counts(whole), strict=True)
+        return _mean(n / of if of else None for n, of in pairs)
+
+    return {
+        "recall_at_90p": mean(published & table.correct, wanted),
+        "coverage_at_90p": mean(published, np.ones_like(published)),
+        "precision_at_90p": _share(table.correct[published]),
+    }
+
+
 def _by_evidence(
     table: AnswerTable, thresholds: Thresholds, config: EvalConfig
 ) -> dict[str, dict[str, Any]]:
     """Answers pooled by where the gold can be seen, published at their attribute's threshold."""
-    bars = [thresholds.get(name, {}).get("90") for name in table.names]
-    bar = np.array([np.inf if b is None else b for b in bars], float)[table.group]
-    published = table.predicted & (table.score >= bar)
+    published = _published(table, thresholds)
     breakdown = {}
     for code, name in enumerate(EVIDENCE):
         here = table.evidence == code

@@ -25,6 +25,7 @@ _COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
     ("thr@90P", "threshold_at_90p", "score"),
     ("ECE", "ece", "%"),
 )
+_CHOSEN_ON = {"test": "these answers", "val": "the validation answers"}
 _WEIGHT_COLORS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#64748b")
 
 
@@ -53,6 +54,17 @@ def format_evidence(metrics: Mapping[str, Any]) -> str:
     return "\n".join(
         f"evidence {name:6} {row['count']:7} questions   accuracy {number(row['accuracy'], '%')}"
         for name, row in metrics["by_evidence"].items()
+    )
+
+
+def format_thresholds(metrics: Mapping[str, Any]) -> str:
+    """A line for each way to choose thresholds; empty where there are no validation thresholds."""
+    if "val" not in metrics["by_threshold"]:
+        return ""
+    return "\n".join(
+        f"thresholds chosen on {_CHOSEN_ON[name]:22}  R@90P {number(row['recall_at_90p'], '%'):>6}"
+        f"   right of the published {number(row['precision_at_90p'], '%'):>6}"
+        for name, row in metrics["by_threshold"].items()
     )
 
 
@@ -106,6 +118,7 @@ def render_report(
         "<h2>Attributes</h2>",
         f"<p>{html.escape(explain(config))}</p>",
         _attribute_table(metrics),
+        _thresholds(metrics),
         _top_k(metrics),
         _evidence(metrics),
         _source_weights(answers),
@@ -169,7 +182,7 @@ def _figures(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
 
 def explain(config: EvalConfig) -> str:
     """What the columns of the table of attributes are."""
-    source = "these answers" if config.threshold_from == "test" else "the validation answers"
+    source = _CHOSEN_ON[config.threshold_from]
     sure = ""
     if config.bound == "clopper_pearson":
         sure = f", held with probability {1 - config.bound_delta:.0%} (Clopper-Pearson)"
@@ -198,6 +211,23 @@ def _attribute_table(metrics: Mapping[str, Any]) -> str:
         ["attribute", *(heading for heading, _, _ in _COLUMNS)],
         [[name, *cells] for name, cells in rows],
         last_is_mean=True,
+    )
+
+
+def _thresholds(metrics: Mapping[str, Any]) -> str:
+    if "val" not in metrics["by_threshold"]:
+        return ""
+    keys = ("recall_at_90p", "coverage_at_90p", "precision_at_90p")
+    rows = [
+        [_CHOSEN_ON[name], *(number(row[key], "%") for key in keys)]
+        for name, row in metrics["by_threshold"].items()
+    ]
+    return (
+        "<h2>Where thresholds are chosen</h2><p>Chosen on the very answers that they are judged on,"
+        " thresholds show the best that could be had. Chosen on the validation answers, they show"
+        " what publishing new answers gives: the share right of all that is published may then miss"
+        " 90%. R@90P and cov@90P are means over the attributes.</p>"
+        + table(["chosen on", "R@90P", "cov@90P", "right of the published"], rows)
     )
 
 

@@ -18,7 +18,12 @@ from moemoe_jax.evaluation.metrics import evaluate, fit_thresholds
 from moemoe_jax.evaluation.report import write_report
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator, fit_calibrator
-from moemoe_jax.inference.loading import Loaded, load_calibration, save_calibration
+from moemoe_jax.inference.loading import (
+    Calibration,
+    Loaded,
+    load_calibration,
+    save_calibration,
+)
 from moemoe_jax.inference.predictor import Predictor
 from moemoe_jax.inference.questions import questions_compete
 from moemoe_jax.parallel.processes import is_primary
@@ -102,16 +107,29 @@ def answer_source(
 
 
 def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = print):
-    """Fits calibration and thresholds on the validation split, once per checkpoint.
+    """Fits calibration and thresholds on the validation split, where they are not kept already.
+
+    What was fitted last is kept in the work directory: for one checkpoint, and for the settings
+    that it depends on.
 
     Returns:
       the calibrator and the thresholds, or None where the data have no validation split.
+
+    Raises:
+      UserError: there is no validation split, and the settings of evaluation need one.
     """
-    found = load_calibration(workdir, loaded.step)
-    if found is not None:
-        return found
     config = loaded.config
+    settings = _fitted_for(config)
+    found = load_calibration(workdir, loaded.step)
+    if found is not None and found.settings == settings:
+        return found.calibrator, found.thresholds
     if config.data.val_fraction == 0:
+        for name, value in (("threshold_from", "val"), ("score", "calibrated")):
+            if getattr(config.evaluation, name) == value:
+                raise UserError(
+                    f"evaluation.{name}={value} needs validation records, and the run has none "
+                    "(data.val_fraction=0); choose another, or train with some"
+                )
         return None
     source = open_split(config, "val", rejects)
     answers = answer_source(loaded, source, rejects, title="calibrating on val", say=say)
@@ -139,12 +157,29 @@ def calibrate(loaded: Loaded, workdir: WorkDir, rejects: Rejects, say: Say = pri
     ]
     thresholds = fit_thresholds(scored, config.evaluation)
     if is_primary():
-        save_calibration(workdir, loaded.step, calibrator, thresholds)
+        save_calibration(workdir, loaded.step, Calibration(calibrator, thresholds, settings))
     return calibrator, thresholds
 
 
+def _fitted_for(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that calibration and thresholds depend on, of those that can be changed.
+
+    Others, such as `evaluation.topk`, are free to change without fitting anew.
+    """
+    names = ("score", "group_by", "bound", "bound_delta")
+    return {
+        "answer": config.answer.scored_by(),
+        "evaluation": {name: getattr(config.evaluation, name) for name in names},
+    }
+
+
 def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> dict[str, Any]:
-    """The metrics of a split; `evaluation.threshold_from=val` takes the validation's thresholds.
+    """The metrics of a split.
+
+    Args:
+      answers: to its questions.
+      config: says how they are judged.
+      thresholds: of the validation split; None where there is none.
 
     Raises:
       UserError: nobody said what would have been right.
@@ -154,14 +189,19 @@ def judge(answers: list[ScoredAnswer], config: ExperimentConfig, thresholds) -> 
             f"none of the {len(answers)} questions has a gold answer: give data that have some, or "
             "answer these by launch.predict"
         )
-    wanted = config.evaluation.threshold_from == "val"
-    return evaluate(answers, config.evaluation, thresholds if wanted else None)
+    return evaluate(answers, config.evaluation, thresholds)
 
 
-def results_name(given: str, split: str, removed: Sequence[str]) -> str:
-    """What the results' folder is called: not hidden, and under eval/ whatever was `given`."""
+def results_name(
+    given: str, split: str, removed: Sequence[str] = (), changed: Sequence[str] = ()
+) -> str:
+    """What the results' folder is called: not hidden, and under eval/ whatever was `given`.
+
+    Answers that are judged by `changed` settings do not replace those judged as the run says.
+    """
     what = re.sub(r"[^\w.-]+", "_", given).strip("._") or "input" if given else split
-    return "-without-".join([what, *removed])
+    settings = [re.sub(r"[^\w.]+", "_", setting) for setting in changed]
+    return "-with-".join(["-without-".join([what, *removed]), *settings])
 
 
 def write_results(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import json
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -123,23 +124,40 @@ def place(state: nnx.State, mesh: Mesh) -> nnx.State:
     )
 
 
-def save_calibration(
-    workdir: WorkDir, step: int, calibrator: Calibrator, thresholds: Thresholds
-) -> None:
+class Calibration(NamedTuple):
+    """What was fitted on the validation answers of a checkpoint.
+
+    Attributes:
+      calibrator: of the confidences.
+      thresholds: from which answers are published.
+      settings: that these depend on; None in a file of before they were kept.
+    """
+
+    calibrator: Calibrator
+    thresholds: Thresholds
+    settings: dict[str, Any] | None
+
+
+def save_calibration(workdir: WorkDir, step: int, fitted: Calibration) -> None:
     """Keeps what was fitted on the validation answers of the checkpoint at `step`."""
-    document = {"step": step, "calibrator": calibrator.to_json(), "thresholds": thresholds}
+    document = {"step": step, **fitted._asdict(), "calibrator": fitted.calibrator.to_json()}
     write_atomically(workdir.calibration, json.dumps(document, indent=1) + "\n")
 
 
-def load_calibration(workdir: WorkDir, step: int) -> tuple[Calibrator, Thresholds] | None:
-    """What `save_calibration` kept, or None where there is none for this checkpoint."""
+def load_calibration(workdir: WorkDir, step: int) -> Calibration | None:
+    """What `save_calibration` kept, or None where there is none for this checkpoint.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     if not workdir.calibration.is_file():
         return None
     document = read_json(workdir.path, workdir.calibration.name)
     try:
         if document["step"] != step:
             return None
-        return Calibrator.from_json(document["calibrator"]), document["thresholds"]
+        calibrator = Calibrator.from_json(document["calibrator"])
+        return Calibration(calibrator, document["thresholds"], document.get("settings"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir.calibration} is damaged ({error!r}); delete it and evaluate again"
@@ -160,12 +178,15 @@ def calibrator_for(
     found = load_calibration(workdir, loaded.step)
     if found is None:
         return None
-    fitted, wanted = loaded.config.answer.scored_by(), answer.scored_by()
-    if fitted != wanted:
+    wanted = answer.scored_by()
+    fitted = (
+        loaded.config.answer.scored_by() if found.settings is None else found.settings["answer"]
+    )
+    if any(fitted.get(name) != value for name, value in wanted.items()):
         told = " ".join(f"{name}={value}" for name, value in fitted.items())
         say(
-            f"note: no calibrated scores: those were fitted on answers with {told}; leave these "
-            "settings out of --answer to have them"
+            f"note: no calibrated scores: those were fitted on answers with {told}; answer with "
+            "these settings to have them"
         )
         return None
-    return found[0]
+    return found.calibrator

@@ -68,6 +68,27 @@ def test_own_splits_are_kept_and_the_missing_one_is_cut_from_train(tmp_path):
     assert len(everything) == 202 and everything.splits == ("test", "train")
 
 
+def test_ids_in_two_splits_are_told_and_kept(tmp_path, caplog):
+    ids = [f"p{i}" for i in range(200)]
+    write(tmp_path / "train.jsonl", ids)
+    write(tmp_path / "test.jsonl", ["p8", "new", "p7", "p18"])
+    with caplog.at_level("WARNING", logger="absl"):
+        parts = open_splits(str(tmp_path), ("train", "val", "test"))
+    (told,) = [record.getMessage() for record in caplog.records]
+    # One of them, p18, is then cut off for val.
+    assert "3 of the 200 ids of split train are in split test as well, such as 'p7'" in told
+    assert sum(map(len, parts.values())) == 204
+
+
+def test_splits_that_share_nothing_are_told_nothing_of(tmp_path, caplog):
+    write(tmp_path / "train.jsonl", [f"p{i}" for i in range(100)])
+    write(tmp_path / "test.jsonl", ["t0"])
+    with caplog.at_level("WARNING", logger="absl"):
+        open_splits(str(tmp_path), ("train", "val", "test"))
+        open_splits(str(tmp_path), ("train", None))
+    assert not caplog.records
+
+
 def test_a_jobs_rejects_beside_the_data_are_none(tmp_path):
     write(tmp_path / "train.jsonl", "a")
     for name in ("rejects.jsonl", "rejects.3.jsonl", "answers.jsonl.rejects.jsonl"):

@@ -135,6 +135,35 @@ def test_thresholds_of_validation_are_used_as_they_are():
     assert metrics["per_attribute"]["neck"]["recall_at_90p"] == 0.0  # never seen: not published
 
 
+@pytest.mark.parametrize("threshold_from", ["test", "val"])
+def test_both_ways_to_choose_thresholds_are_told_whichever_the_table_is_of(threshold_from):
+    thresholds = {"color": {"90": 0.6}, "neck": {"90": 0.5}}
+    metrics = evaluate(ANSWERS, EvalConfig(threshold_from=threshold_from), thresholds)
+    # Chosen on these: of color 2 of 4 go out (recall 2/3), of neck none; both are right.
+    # On validation: of color 3 of 4 with 2 right, of neck 2 of 2 with 1 right (recall 1/2).
+    test, val = ({"recall_at_90p": 2 / 3 / 2, "coverage_at_90p": 1 / 4, "precision_at_90p": 1.0},
+                 {"recall_at_90p": (2 / 3 + 1 / 2) / 2, "coverage_at_90p": (3 / 4 + 1) / 2,
+                  "precision_at_90p": 3 / 5})  # fmt: skip
+    assert metrics["by_threshold"]["test"] == pytest.approx(test)
+    assert metrics["by_threshold"]["val"] == pytest.approx(val)
+    chosen = metrics["by_threshold"][threshold_from]
+    for name in ("recall_at_90p", "coverage_at_90p"):
+        assert chosen[name] == pytest.approx(metrics[name])
+    assert list(evaluate(ANSWERS)["by_threshold"]) == ["test"]
+
+
+def test_what_none_is_published_of_has_no_precision():
+    config = EvalConfig(recall_over="labelled")
+    given = [answer("a", "x", (), 0.5), answer("b", "x", "x", 0.5)]
+    metrics = evaluate(given, config, {"a": {"90": None}})["by_threshold"]
+    assert metrics["val"] == {
+        "recall_at_90p": 0.0, "coverage_at_90p": 0.0, "precision_at_90p": None
+    }  # fmt: skip
+    # Over the answerable only, the group without any has no recall: 1 of 1, and (0 + 1) / 2.
+    assert metrics["test"]["recall_at_90p"] == 0.5
+    assert evaluate(given)["by_threshold"]["test"]["recall_at_90p"] == 1.0
+
+
 def test_the_safe_bound_publishes_less():
     answers = [answer("a", "x", "x", 0.5)] * 28
     assert evaluate(answers)["recall_at_90p"] == 1.0
@@ -172,5 +201,3 @@ def test_nonsense_is_refused():
         EvalConfig(topk=(0,))
     with pytest.raises(UserError, match="validation thresholds are missing: fit them"):
         evaluate(ANSWERS, EvalConfig(threshold_from="val"))
-    with pytest.raises(UserError, match="validation thresholds are given: leave them out"):
-        evaluate(ANSWERS, EvalConfig(), {})

@@ -9,6 +9,7 @@ from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.evaluation.report import (
     format_means,
     format_table,
+    format_thresholds,
     mean_source_weights,
     render_report,
     write_report,
@@ -105,6 +106,26 @@ def test_the_same_answers_give_the_same_page():
 @pytest.mark.parametrize("answers", [[], some_answers()[:1]])
 def test_few_answers_or_none_still_give_a_page(answers):
     parse(render_report(answers, evaluate(answers)))
+
+
+def test_thresholds_of_validation_are_told_where_there_are_some():
+    # On these answers no threshold reaches 90 %; that of a luckier validation publishes both, and
+    # one is right.
+    given = [
+        ScoredAnswer("1", "neck", "?", "v", 0.5, golds=("v",)),
+        ScoredAnswer("2", "neck", "?", "v", 0.6, golds=("round",)),
+    ]
+    assert format_thresholds(evaluate(given)) == ""
+    metrics = evaluate(given, None, {"neck": {"90": 0.5}})
+    assert format_thresholds(metrics).splitlines() == [
+        "thresholds chosen on these answers           R@90P   0.0%   right of the published      -",
+        "thresholds chosen on the validation answers  R@90P  50.0%   right of the published  50.0%",
+    ]
+    heading = "Where thresholds are chosen"
+    assert heading not in render_report(given, evaluate(given))
+    page = render_report(given, metrics)
+    parse(page)
+    assert heading in page and "the validation answers" in page and "50.0%" in page
 
 
 def test_mean_source_weights_by_hand():

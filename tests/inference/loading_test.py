@@ -5,10 +5,11 @@ import pytest
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import Calibrator, Sigmoid
 from moemoe_jax.inference.config import AnswerConfig
-from moemoe_jax.inference.loading import calibrator_for, save_calibration
+from moemoe_jax.inference.loading import Calibration, calibrator_for, save_calibration
 from moemoe_jax.workdir import WorkDir
 
 FITTED = Calibrator("platt", Sigmoid(2.0))
+SETTINGS = {"answer": AnswerConfig().scored_by()}
 
 
 @pytest.mark.parametrize(
@@ -21,18 +22,19 @@ FITTED = Calibrator("platt", Sigmoid(2.0))
         ({"beams": 4, "alternatives": 3}, False),
     ],
 )
-def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, answer, fits):
+@pytest.mark.parametrize("settings", [SETTINGS, None])  # None: of a file that does not tell
+def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, settings, answer, fits):
     loaded, said = types.SimpleNamespace(config=ExperimentConfig(), step=3), []
-    save_calibration(WorkDir(tmp_path), 3, FITTED, {})
+    save_calibration(WorkDir(tmp_path), 3, Calibration(FITTED, {}, settings))
     found = calibrator_for(loaded, WorkDir(tmp_path), AnswerConfig(**answer), said.append)
     assert found == (FITTED if fits else None)
     assert said == [
         "note: no calibrated scores: those were fitted on answers with confidence=prod beams=1; "
-        "leave these settings out of --answer to have them"
+        "answer with these settings to have them"
     ] * (not fits)
 
 
 def test_there_is_no_calibrator_for_another_checkpoint_and_nothing_to_say_of_it(tmp_path):
     loaded = types.SimpleNamespace(config=ExperimentConfig(), step=4)
-    save_calibration(WorkDir(tmp_path), 3, FITTED, {})
+    save_calibration(WorkDir(tmp_path), 3, Calibration(FITTED, {}, SETTINGS))
     assert calibrator_for(loaded, WorkDir(tmp_path), AnswerConfig(beams=2), None) is None

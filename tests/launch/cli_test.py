@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from moemoe_jax.evaluation.table import EvalConfig
 from moemoe_jax.inference.calibration import Calibrator, Sigmoid
 from moemoe_jax.inference.config import AnswerConfig
 from tests.launch.cli import ROOT, TINY, environment, run
@@ -71,10 +72,20 @@ def test_help_lists_the_flags(module, flags):
     assert all(f"  {flag}" in text for flag in flags)
 
 
-def test_help_lists_the_settings_of_answering_with_their_defaults():
-    told = " ".join(run("predict", "--help").stdout.split())
-    settings = [f"{name}={value}" for name, value in dataclasses.asdict(AnswerConfig()).items()]
+@pytest.mark.parametrize(
+    ("module", "config", "changes"),
+    [
+        ("predict", AnswerConfig(), {}),
+        # Numbers as the flag takes them; what follows from the data is not the user's to set.
+        ("evaluate", EvalConfig(), {"topk": "5:10:15", "no_answer_text": None}),
+    ],
+)
+def test_help_lists_the_settings_that_a_flag_changes_with_their_defaults(module, config, changes):
+    told = " ".join(run(module, "--help").stdout.split())
+    values = dataclasses.asdict(config) | changes
+    settings = [f"{name}={value}" for name, value in values.items() if value is not None]
     assert len(settings) > 5 and ", ".join(settings) in told
+    assert "no_answer_text" not in told
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -190,6 +201,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
         ("--checkpoint=newest", ["'newest'", "best, last or a step"]),
         ("--checkpoint=99", ["no checkpoint of step 99"]),
         ("--input=no.jsonl", ["no such data: no.jsonl"]),
+        ("--evaluation=bounds=none", ["evaluation.bounds does not", "did you mean bound?"]),
     ],
 )
 def test_a_mistake_in_evaluation_is_told_before_any_work(trained, flag, parts):
@@ -248,10 +260,18 @@ def test_an_evaluation_of_other_data_lists_its_rejects_beside_it(trained, tmp_pa
     records.write_text(json.dumps(good) + "\n{\n")
     run_lists = trained / "rejects.jsonl"
     before = run_lists.read_text() if run_lists.exists() else None
-    for _ in range(2):
+    for judged in ("topk=3", "topk=5:10,bound=clopper_pearson"):
         given = ["--name=gold", f"--input={records}", "--max_reject_fraction=0.5"]
-        done = run("evaluate", f"--workdir={trained}", *given)
+        done = run("evaluate", f"--workdir={trained}", *given, f"--evaluation={judged}")
         assert done.returncode == 0, done.stderr
+        assert "thresholds chosen on the validation answers  R@90P" in done.stdout
+    # Another bound has other thresholds: they are fitted anew.
+    assert "calibrating on val" in done.stdout
+    metrics = json.loads((trained / "eval" / "gold" / "metrics.json").read_text())
+    assert (metrics["settings"]["bound"], metrics["settings"]["topk"]) == (
+        "clopper_pearson",
+        [5, 10],
+    )
     listed = trained / "eval" / "gold" / "rejects.jsonl"
     assert f"listed in {listed}" in done.stdout
     (line,) = map(json.loads, listed.read_text().splitlines())

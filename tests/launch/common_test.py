@@ -1,0 +1,43 @@
+"""Settings of a run that a flag changes."""
+
+import pytest
+
+from launch.common import changed
+from moemoe_jax.errors import UserError
+from moemoe_jax.experiment import ExperimentConfig
+from moemoe_jax.inference.loading import Loaded
+
+LOADED = Loaded(ExperimentConfig(), None, None, (), None, 3)
+
+
+def test_settings_are_changed_in_their_own_type_and_the_others_stay():
+    given = ["threshold_from=val", " bound = clopper_pearson ", "bound_delta=0.1", "topk=2:30"]
+    found = changed(LOADED, "evaluation", given).config
+    judged = found.evaluation
+    assert (judged.threshold_from, judged.bound, judged.bound_delta) == (
+        "val",
+        "clopper_pearson",
+        0.1,
+    )
+    assert judged.topk == (2, 30) and judged.score == "confidence"
+    assert found.answer == LOADED.config.answer
+    assert changed(LOADED, "answer", ["beams=4"]).config.answer.beams == 4
+    assert changed(LOADED, "evaluation", []) == LOADED
+
+
+@pytest.mark.parametrize(
+    ("group", "given", "message"),
+    [
+        ("evaluation", "bounds=none", "evaluation.bounds does not exist; did you mean bound?"),
+        ("evaluation", "bound=wilson", "'wilson': choose one of none, clopper_pearson"),
+        ("evaluation", "bound", "--evaluation has 'bound'; write name=value, as --help shows"),
+        ("evaluation", "topk=5:x", "'5:x' is no whole number, nor several such as 5:10"),
+        ("evaluation", "bound_delta=little", "'little' is no float"),
+        ("evaluation", "no_answer_text=none", "which follows from the run's data"),
+        ("answer", "beams=many", "--answer has 'beams=many'; 'many' is no int"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(group, given, message):
+    with pytest.raises(UserError) as refused:
+        changed(LOADED, group, [given])
+    assert message in str(refused.value)
