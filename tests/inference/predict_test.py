@@ -122,9 +122,11 @@ def test_what_was_noted_is_of_the_whole_job_whoever_did_it(job, monkeypatch):
                 with pytest.raises(Killed):
                     job(name, trained=ASK)
         said = job(name, trained=ASK)[1].splitlines()
-        notes.append([line for line in said if "note: " in line])
+        # Which record of a window is the example, its threads decide.
+        noted = [re.sub(r"\(.*?\)|, such.*", "", line) for line in said if "note: " in line]
+        notes.append(noted)
     assert notes[0] == notes[1]
-    assert [re.sub(r"\(.*?\)|, such.*", "", line) for line in notes[0]] == [
+    assert notes[0] == [
         "  note: question truncated : 1",
         "  note: questions about no attribute that the model was trained on: 9",
         "  note: records without source 'description' , but with others: 9",
