@@ -33,7 +33,7 @@ def get_config(argument="hidden"):
         config.model.text.dropout, config.train.epochs = 0.03, 15
     else:
         config.data.hide_answer_fraction, config.data.augment.hide_probability = 0.5, 0.3
-        config.train.epochs = 50
+        config.train.epochs = 80
     for change in changes:
         _change(config, choose("configs/fashion.py", change, CHANGES))
     return config
