@@ -49,7 +49,6 @@ def stream_data(config: DataConfig, answer: AnswerConfig, ask: int) -> DataConfi
     return dataclasses.replace(
         config,
         products_per_batch=answer.products_per_batch,
-        distinct_questions=0,
         questions_per_product=1 if alone else max(1, min(ask, _MOST_QUESTIONS)),
         cache_images_mib=config.cache_images_mib if alone else 0,
         cache_text_mib=config.cache_text_mib if alone else _CACHE_MIB,
