@@ -90,7 +90,6 @@ class MoEMoEConfig:
         own (T5's tie for the rest); "none": three tables.
       sources: the sources, in the order of the fusion. Filled in from `data.sources`.
       text_length: K, tokens of each text source and of e. From `data.text_length`.
-      question_length: J, tokens of a question; 0 = K. From `data.question_length`.
       image_mean: of the pixels in 0..1 per channel, and `image_std`. From `data`.
     """
 
@@ -105,7 +104,6 @@ class MoEMoEConfig:
     share_embeddings: str = "context_decoder"
     sources: tuple[SourceSpec, ...] = (SourceSpec("image", "image"), SourceSpec("text", "text"))
     text_length: int = 128
-    question_length: int = 0
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -131,19 +129,6 @@ class MoEMoEConfig:
                 )
             if self.question_start:
                 raise ValueError("model.question_start needs model.question_encoder=True")
-        if self.question_length not in (0, self.text_length):
-            # Both read the question at every one of the K positions.
-            reader = {
-                "model.fusion.gate=token": self.fusion.gate == "token",
-                "model.alignment.mask_padding=False": not self.alignment.mask_padding,
-            }
-            for setting, used in reader.items():
-                if used and self.question_encoder:
-                    raise ValueError(
-                        f"{setting} needs questions as long as the sources, "
-                        f"but data.question_length is {self.question_length}; set it to 0, or "
-                        "change the former"
-                    )
 
     def _check_routing(self):
         level, layers = self.moe.routing_level, self.moe_layers
@@ -165,6 +150,11 @@ class MoEMoEConfig:
                 raise ValueError(
                     "model.moe.routing_level=question needs model.question_encoder=True"
                 )
+
+    @property
+    def reads_question_padding(self) -> bool:
+        """Whether a question is read at all K positions, past its own tokens."""
+        return self.fusion.gate == "token" or not self.alignment.mask_padding
 
     def has(self, kind: str) -> bool:
         """Whether any source is of this kind."""

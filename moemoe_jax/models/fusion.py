@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import constant, normal, param
-from moemoe_jax.nn.rows import REPEATS, Rows, join, parts
+from moemoe_jax.nn.rows import REPEATS, Filling, Rows, join, parts, repeat_of
 
 
 @struct.dataclass
@@ -31,12 +31,12 @@ class Encoded:
     Attributes:
       rows: float [B, n, D], n <= K.
       valid: bool [B, K], False at padding.
-      repeat: how the rows fill the tokens, a name of `nn.rows.REPEATS`.
+      repeat: how the rows fill the tokens.
     """
 
     rows: jax.Array
     valid: jax.Array
-    repeat: str = struct.field(pytree_node=False, default="pad")
+    repeat: Filling = struct.field(pytree_node=False, default="pad")
 
 
 @struct.dataclass
@@ -67,7 +67,7 @@ def literal(fused: Fused) -> Fused:
     products, questions, length = fused.valid.shape
     by_channel = parts(jnp.swapaxes(fused.sources.values, 1, 2), fused.sources.spans)
     tokens = [
-        REPEATS[repeat].spread(x, length)
+        repeat_of(repeat).spread(x, length)
         for x, (_, repeat) in zip(by_channel, fused.sources.spans, strict=True)
     ]
     weights = fused.weights.astype(fused.sources.values.dtype)
@@ -138,7 +138,8 @@ class TokenGate(nnx.Module):
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
     ) -> jax.Array:
         """Returns logits [P, Q, S, K] from K tokens of U questions and `index` int [P, Q]."""
-        return jnp.swapaxes(self.score(question.rows), 1, 2)[index]
+        scores = jnp.swapaxes(self.score(question.rows), 1, 2)
+        return repeat_of(question.repeat).spread(scores, length)[index]
 
 
 class PooledGate(TokenGate):
@@ -159,7 +160,7 @@ class CrossGate(TokenGate):
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
     ) -> jax.Array:
         """Returns logits [P, Q, S, K]."""
-        tokens, valid = question.rows[index], question.valid[index][:, :, None]
+        tokens, valid = question.rows[index], (real_tokens(question) > 0)[index][:, :, None]
         attention = jnp.einsum("pnd,pqjd->pqnj", sources.values, tokens).astype(jnp.float32)
         attention = jnp.where(valid, attention * tokens.shape[-1] ** -0.5, -1e9)
         probs = jnp.swapaxes(jax.nn.softmax(attention, axis=-1), 2, 3)  # [P, Q, J, N]
@@ -169,7 +170,7 @@ class CrossGate(TokenGate):
         scores = jnp.swapaxes(self.score(tokens), 2, 3)  # [P, Q, S, J]
         default = jnp.sum(scores * evenly, axis=-1, keepdims=True)
         found = [
-            REPEATS[repeat].spread(
+            repeat_of(repeat).spread(
                 jnp.einsum("pqjn,pqj->pqn", part, scores[:, :, s]) - default[:, :, s], length
             )
             for s, (part, (_, repeat)) in enumerate(
@@ -317,12 +318,17 @@ def fusion_valid(
     return FUSION_MASKS[mask](source_valid & present[:, :, None], jnp.asarray(is_text))
 
 
+def real_tokens(encoded: Encoded) -> jax.Array:
+    """How many real tokens each row stands for, float32 [B, n]."""
+    real = encoded.valid.astype(jnp.float32)
+    return repeat_of(encoded.repeat).fold(real, encoded.rows.shape[1])
+
+
 def mean_pool(encoded: Encoded) -> jax.Array:
     """The mean over the real tokens, float32 [B, D]; a row of padding gives zero."""
-    real = encoded.valid.astype(jnp.float32)
-    counts = REPEATS[encoded.repeat].fold(real, encoded.rows.shape[1])  # tokens of each row
+    counts = real_tokens(encoded)
     total = jnp.sum(encoded.rows.astype(jnp.float32) * counts[..., None], axis=1)
-    return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
+    return total / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

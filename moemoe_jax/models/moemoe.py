@@ -7,8 +7,8 @@ The model is four steps, and a caller may keep what the earlier ones gave:
     fuse              e = Σ_s w_s(Q) ∗ S_s          scalars per question           eqs 4-5
     decode            answer = decoder(e)           sparse experts inside          eqs 8-10
 
-Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width,
-L answer tokens, V vocabulary.
+Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, J of a
+question, D width, L answer tokens, V vocabulary.
 """
 
 from flax import nnx
@@ -34,6 +34,7 @@ from moemoe_jax.models.fusion import (
 from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
+from moemoe_jax.nn.padding import padding_runs
 from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.swinv2 import SwinV2
 from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, readout, scores, token_embedding
@@ -90,9 +91,13 @@ class MoEMoE(nnx.Module):
     def encode_question(
         self, ids: jax.Array, key: jax.Array | None = None
     ) -> tuple[Encoded, Stats]:
-        """Encodes distinct questions, int [U, K] with 0 as padding (eq 1)."""
+        """Encodes distinct questions, int [U, J <= K] with 0 as padding (eq 1).
+
+        Where a question is read at all K positions, its padding is encoded up to there.
+        """
         table = self.question_embedding or self.decoder_embedding
-        return self._encode_text("question_encoder", self.question_encoder, table, ids, key)
+        length = self.config.text_length if self.config.reads_question_padding else ids.shape[1]
+        return self._encode_text("question_encoder", self.question_encoder, table, ids, key, length)
 
     def encode_sources(
         self, sources: dict[str, jax.Array], key: jax.Array | None = None
@@ -115,8 +120,9 @@ class MoEMoE(nnx.Module):
                 continue
             table = self.context_embedding or self.decoder_embedding
             name = f"context_encoder.{spec.name}"
+            ids = sources[spec.name]
             text, found = self._encode_text(
-                name, self.context_encoder, table, sources[spec.name], source_key
+                name, self.context_encoder, table, ids, source_key, ids.shape[1]
             )
             encoded.append(extend_text(text, self.config.text_length))
             stats |= found
@@ -256,7 +262,7 @@ class MoEMoE(nnx.Module):
         """Runs a whole training batch; `key` None is deterministic.
 
         Args:
-          batch: as `data.pipeline` makes it: question_ids [U, K], question_index and question_valid
+          batch: as `data.pipeline` makes it: question_ids [U, J], question_index and question_valid
             [P, Q], answer_ids [P, Q, L], and sources and source_valid by name.
           key: a PRNG key in training.
         """
@@ -302,10 +308,17 @@ class MoEMoE(nnx.Module):
             moe=stats | found,
         )
 
-    def _encode_text(self, name, encoder, table, ids, key) -> tuple[Encoded, Stats]:
+    def _encode_text(self, name, encoder, table, ids, key, length) -> tuple[Encoded, Stats]:
+        """Encodes int [B, J] and its padding up to `length`, of which a row for each run will do."""
+        config, tokens = self.config.text, ids.shape[1]
+        buckets = config.relative_buckets, config.relative_max_distance
+        runs = padding_runs(tokens, length, *buckets)
         valid = ids != 0
-        hidden, stats = encoder(table(ids), valid, key)
-        return Encoded(hidden, valid), {f"{name}/{i}": s for i, s in stats.items()}
+        rows = jnp.pad(ids, ((0, 0), (0, len(runs) - tokens)))
+        hidden, stats = encoder(table(rows), valid, key, runs=runs)
+        valid = jnp.pad(valid, ((0, 0), (0, length - tokens)))
+        repeat = runs if length > tokens else "pad"
+        return Encoded(hidden, valid, repeat), {f"{name}/{i}": s for i, s in stats.items()}
 
     def _encode_image(self, pixels: jax.Array, key: jax.Array | None) -> Encoded:
         config = self.config
