@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     process.trim_after_compilations()
     import jax
 
-    from moemoe_jax.data.pipeline import check_removal
+    from moemoe_jax.data.eval_batches import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import check_spec, open_source
     from moemoe_jax.evaluation.report import (

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.data.notes import Notes
-from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_source
 from moemoe_jax.errors import UserError

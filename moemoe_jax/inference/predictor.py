@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from moemoe_jax.data.batching import Batch
-from moemoe_jax.data.pipeline import Meta
+from moemoe_jax.data.eval_batches import Meta
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.evaluation.answers import Alternative, ScoredAnswer, is_abstention, normalise
 from moemoe_jax.experiment import ExperimentConfig
@@ -71,8 +71,8 @@ class Predictor:
 
         Args:
           params: the states that, with the graph, make the model.
-          batches: from `data.pipeline.eval_batches`; of several processes each passes its rows and
-            gets the answers of all.
+          batches: from `data.eval_batches`; of several processes each passes its rows and gets the
+            answers of all.
         """
         start, waiting = self.starter(params), None
         for batch, meta in batches:

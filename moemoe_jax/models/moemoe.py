@@ -256,7 +256,7 @@ class MoEMoE(nnx.Module):
         """Runs a whole training batch; `key` None is deterministic.
 
         Args:
-          batch: as `data.pipeline` makes it: question_ids [U, K], question_index and question_valid
+          batch: as `data.batching` makes it: question_ids [U, K], question_index and question_valid
             [P, Q], answer_ids [P, Q, L], and sources and source_valid by name.
           key: a PRNG key in training.
         """

@@ -44,7 +44,7 @@ def objective(
 
     Args:
       outputs: of the forward pass.
-      batch: the (micro-)batch; see `data.pipeline`.
+      batch: the (micro-)batch; see `data.batching.collate`.
       config: the weights.
       tokens: float32 scalar, the answer tokens that the cross-entropy is a mean over: those of one
         micro-batch on average, so that accumulated micro-batches of uneven length weigh every

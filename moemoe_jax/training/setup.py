@@ -11,10 +11,10 @@ import ml_collections
 import optax
 
 from moemoe_jax.data.examples import corpus
-from moemoe_jax.data.pipeline import TrainBatches, train_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_splits
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.data.train_batches import TrainBatches, train_batches
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.inference.loading import load, place
 from moemoe_jax.models.build import abstract_model, create_model

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from moemoe_jax.data.config import AugmentConfig, DataConfig
-from moemoe_jax.data.pipeline import eval_batches, train_batches
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.data.records import Record
+from moemoe_jax.data.train_batches import train_batches
 
 COLOURS = ("red", "blue", "green", "black")
 

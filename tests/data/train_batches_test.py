@@ -11,19 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.records import Question
-from moemoe_jax.data.splits import SplitSource
 from moemoe_jax.errors import UserError
 from tests.data.products import (
     AUGMENT,
     ListSource,
     asked,
-    evaluate,
     make_config,
     png,
     product,
-    products,
     take,
     train,
 )
@@ -73,27 +69,6 @@ def test_the_rows_of_the_processes_are_the_global_batch(tokenizer, shares):
             table = batch["question_ids"]
             mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
             chex.assert_trees_all_equal(part, mine | {"question_ids": table})
-
-
-def test_of_several_processes_each_knows_all_questions_of_an_evaluation(tokenizer):
-    source = products(6)
-    # The last has no readable source, which only the process that makes its row finds.
-    broken = product(6, sources={"image": b"no image"}, product_type=None)
-    source.records.append(broken)
-    whole = list(evaluate(tokenizer, source))
-    for rows in [(0, 1), (2, 3)]:
-        for (part, told), (batch, meta) in zip(
-            evaluate(tokenizer, source, rows=rows), whole, strict=True
-        ):
-            mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
-            chex.assert_trees_all_equal(part, mine | {"question_ids": batch["question_ids"]})
-            # `question_valid`, put together from all processes, has the last word.
-            asked = [
-                tuple(e for e, valid in zip(row, ok, strict=False) if valid)
-                for row, ok in zip(told, batch["question_valid"], strict=True)
-            ]
-            assert asked == meta
-            assert [told[row] for row in rows] == [meta[row] for row in rows]
 
 
 def test_each_epoch_holds_every_product_once_in_a_new_order(tokenizer):
@@ -164,12 +139,6 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
         train(tokenizer, source=ListSource(records), max_reject_fraction=0.1)
-
-
-def test_a_split_without_a_record_is_told_with_what_to_do(tokenizer):
-    empty = SplitSource(products(3), "val", {"val": 0.01})
-    with pytest.raises(UserError, match=r"\[val\] has no record.*data\.val_fraction.*to 0"):
-        eval_batches(empty, tokenizer, make_config())
 
 
 def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(tokenizer):
