@@ -12,6 +12,7 @@ from absl import logging
 import numpy as np
 
 from moemoe_jax.data.examples import has_any_source
+from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.reader import ProductReader
 from moemoe_jax.errors import UserError
 
@@ -71,7 +72,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         if not examples:
             reader.notes.add("products without a question left out")
             continue
-        reader.prime(index, record)
+        reader.images.prime(LazyRecord(source, index, record))
         indices.append(index)
         counts.append(len(examples))
         lengths.append(reader.longest_text(index, record) if measure else 0)
