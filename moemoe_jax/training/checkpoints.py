@@ -1,9 +1,10 @@
 """Checkpoints: saved in the background, whole or not at all, restored onto any mesh.
 
-Orbax writes the arrays. Around it stand the rules that a person relies on: the last few and the
-best are kept, each has a manifest that every bit of it is held against before it is used, a
-damaged one is named and the one before is used, a tree that does not fit is refused leaf by leaf
-before anything is loaded. Random keys are not stored: they follow from the seed and the step.
+Orbax writes the arrays (`array_manager`). Around it stand the rules that a person relies on: the
+last few and the best are kept, each has a manifest that every bit of it is held against before it
+is used, a damaged one is named and the one before is used, a tree that does not fit is refused leaf
+by leaf before anything is loaded. Random keys are not stored: they follow from the seed and the
+step.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,16 +15,15 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 import jax
-import orbax.checkpoint as ocp
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.parallel.processes import is_primary
 from moemoe_jax.training import checkpoint_trees as trees
 from moemoe_jax.training import damage, disk, manifest
+from moemoe_jax.training.array_manager import ArrayManager
 from moemoe_jax.training.checksums import checksums
 from moemoe_jax.training.manifest import Manifest
 from moemoe_jax.training.retention import LastAndBest
-from moemoe_jax.training.sealing import sealed_folder
 
 ROOM = 2**20  # bytes that a checkpoint may take beside its arrays
 
@@ -79,22 +79,8 @@ class Checkpoints:
         self._sign = -1.0 if best_mode == "min" else 1.0
         self._saving: dict[int, Manifest] = {}  # what was saved here, without the files
         self._verified: dict[int, Manifest] = {}  # whose files were compared with it
-        self._manager = _Manager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LastAndBest(keep_last, keep_best, self._score),
-                temporary_path_class=sealed_folder(self.directory, self._seal),
-                # What Orbax keeps beside the arrays may be damaged: it is not read unverified.
-                lightweight_initialize=True,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            item_handlers={
-                damage.ARRAYS: ocp.PyTreeCheckpointHandler(
-                    save_concurrent_gb=None if in_flight is None else in_flight / 10**9
-                ),
-            },
-        )
+        keep = LastAndBest(keep_last, keep_best, self._score)
+        self._manager = ArrayManager(self.directory, keep, self._seal, read_only, in_flight)
 
     def save(
         self,
@@ -143,9 +129,7 @@ class Checkpoints:
         self._saving[step] = Manifest.of(step, self._config, document, described)
         self._verified.pop(step, None)
         with disk.told_as_os_errors(self.directory):
-            self._manager.save(
-                step, args=_arrays(ocp.args.PyTreeSave(trees.nest(leaves))), force=True
-            )
+            self._manager.save_arrays(step, trees.nest(leaves))
         return True
 
     def _seal(self, folder: epath.Path, step: int) -> None:
@@ -238,19 +222,10 @@ class Checkpoints:
             )
         nested = trees.nest(wanted)
         try:
-            result = self._manager.restore(
-                step,
-                args=_arrays(
-                    ocp.args.PyTreeRestore(
-                        item=nested,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
-                        partial_restore=partial,
-                    )
-                ),
-            )
+            result = self._manager.restore_arrays(step, nested, partial)
         except (ValueError, OSError) as error:
             raise damage.DamagedError(place, str(error)) from error
-        leaves = trees.flatten(result[damage.ARRAYS])
+        leaves = trees.flatten(result)
         found = checksums(leaves)
         wrong = [name for name in wanted if found[name] != saved.leaves[name].checksum]
         if wrong:
@@ -305,21 +280,3 @@ class Checkpoints:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves it to `stopping.Stop` to ask whether to stop.
-
-    Orbax would ask as well, under the number of the step, where `Stop` has a count of its own. JAX
-    knows of one count alone: it would wait for a number that `Stop` is past, or far from, and the
-    training would go on.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """No; never asks."""
-        del step
-        return False
-
-
-def _arrays(args: ocp.args.CheckpointArgs) -> ocp.args.Composite:
-    return ocp.args.Composite(**{damage.ARRAYS: args})
