@@ -22,7 +22,7 @@ from moemoe_jax.inference.confidence import sequence_confidence
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.decoding import END, decoded
 from moemoe_jax.inference.questions import QuestionTables, encode_table
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import place_batch, replicated
 

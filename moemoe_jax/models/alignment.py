@@ -14,7 +14,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.models.fusion import Encoded, extend_text, mean_pool
+from moemoe_jax.models.encoded import Encoded, extend_text, mean_pool
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.rows import REPEATS

@@ -3,7 +3,8 @@
 import dataclasses
 
 from moemoe_jax.models.alignment import AlignmentConfig
-from moemoe_jax.models.fusion import FusionConfig, check_image_length
+from moemoe_jax.models.encoded import check_image_length
+from moemoe_jax.models.fusion import FusionConfig
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config

@@ -7,7 +7,7 @@ import pytest
 
 from moemoe_jax.models import alignment
 from moemoe_jax.models.alignment import Alignment, AlignmentConfig, pair_cosines
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 
 # P = 3 products x Q = 2 questions, U = 4 distinct ones, S = 2 sources, K = 5 tokens, D = 6.
 INDEX = jnp.array([[0, 1], [2, 0], [3, 1]])
