@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
     from moemoe_jax.data.eval_batches import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import check_spec, open_source
-    from moemoe_jax.evaluation.report import (
-        explain,
+    from moemoe_jax.evaluation.columns import explain
+    from moemoe_jax.evaluation.terminal import (
         format_evidence,
         format_means,
         format_table,
