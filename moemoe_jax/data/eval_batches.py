@@ -113,7 +113,6 @@ def eval_batches(
     tokenizer: Tokenizer,
     config: DataConfig,
     remove_sources: Sequence[str] = (),
-    ask: Sequence[str] = (),
     *,
     one_table: bool = False,
     rows: Sequence[int] | None = None,
@@ -130,7 +129,6 @@ def eval_batches(
       config: what a batch looks like; Q is the number of questions a row.
       remove_sources: names of sources to take away from every product. A product that has no other
         keeps its questions, with `source_valid` False throughout.
-      ask: attributes to ask of every record, known or not.
       one_table: gives every batch the same table, of all questions that there are, unless these are
         more than P * Q: what a table gives can then be kept from batch to batch.
       rows: as in `train_batches.train_batches`.
@@ -147,5 +145,5 @@ def eval_batches(
       UserError: nothing to ask, an unknown source to remove, or too many rejects.
     """
     counters = counters_or_new(config, rejects, notes)
-    reader = ProductReader(source, tokenizer, config, labelled_only=False, ask=ask, **counters)
+    reader = ProductReader(source, tokenizer, config, labelled_only=False, **counters)
     return EvalBatches(reader, remove_sources, rows, one_table)

@@ -29,7 +29,7 @@ def rows_made(config: DataConfig, rows: Sequence[int] | None) -> Sequence[int]:
 
 
 def counters_or_new(
-    config: DataConfig, rejects: Rejects | None, notes: Notes | None
+    config: DataConfig, rejects: Rejects | None, notes: Notes | None = None
 ) -> dict[str, Rejects | Notes]:
     """What a reader counts in, by argument: what is given, or else new ones."""
     rejects = Rejects(max_fraction=config.max_reject_fraction) if rejects is None else rejects

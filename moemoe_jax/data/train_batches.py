@@ -26,7 +26,6 @@ from moemoe_jax.data.batching import Batch, collate, distinct_questions, questio
 from moemoe_jax.data.buckets import BatchOrder, fits, shortened
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import Product
-from moemoe_jax.data.notes import Notes
 from moemoe_jax.data.pipeline import counters_or_new, in_order, rows_made
 from moemoe_jax.data.questions import Example
 from moemoe_jax.data.reader import ProductReader
@@ -52,9 +51,7 @@ class TrainBatches:
         batch has what they give. Such a product comes without any.
     """
 
-    def __init__(
-        self, reader: ProductReader, seed: int, start_step: int, mine: Sequence[int] | None
-    ):
+    def __init__(self, reader: ProductReader, seed: int, mine: Sequence[int] | None):
         config = reader.config
         self._lengths = config.text_lengths
         found = survey(
@@ -76,7 +73,6 @@ class TrainBatches:
         self._order = BatchOrder(self._buckets, config.products_per_batch, seed)
         self._iterator = in_order(self._make, len(self._order), config)
         self._step = 0
-        self._seek(start_step)
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -177,11 +173,9 @@ def train_batches(
     tokenizer: Tokenizer,
     config: DataConfig,
     seed: int,
-    start_step: int = 0,
     *,
     rows: Sequence[int] | None = None,
     rejects: Rejects | None = None,
-    notes: Notes | None = None,
 ) -> TrainBatches:
     """Makes the endless iterator of training batches.
 
@@ -193,12 +187,10 @@ def train_batches(
       tokenizer: for all texts.
       config: what a batch looks like.
       seed: decides order, questions and augmentation.
-      start_step: the first step; the same as taking and dropping that many batches.
       rows: the rows of each batch that this process makes (`parallel.sharding.local_rows`), all of
         them by default. Its arrays hold these, but for the table of questions, which is the whole
         batch's.
       rejects: where rejects go; by default a new list, kept as an attribute of the iterator.
-      notes: what else is counted; likewise.
 
     Returns:
       An iterator of batches (see `batching.collate` for shapes) with `get_state`, `set_state` and
@@ -207,6 +199,6 @@ def train_batches(
     Raises:
       UserError: nothing to train on, or too many rejects.
     """
-    counters = counters_or_new(config, rejects, notes)
+    counters = counters_or_new(config, rejects)
     reader = ProductReader(source, tokenizer, config, labelled_only=True, **counters)
-    return TrainBatches(reader, seed, start_step, rows)
+    return TrainBatches(reader, seed, rows)

@@ -15,6 +15,7 @@ from moemoe_jax.evaluation.columns import CHOSEN_ON, COLUMNS, attribute_rows, ex
 from moemoe_jax.evaluation.html_page import page, table
 from moemoe_jax.evaluation.table import EvalConfig, tabulate
 
+_SAMPLES = 12  # right and wrong answers to show, of each
 _WEIGHT_COLORS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#64748b")
 
 
@@ -38,7 +39,6 @@ def render_report(
     *,
     title: str = "Evaluation",
     config: EvalConfig | None = None,
-    samples: int = 12,
 ) -> str:
     """The report as the text of an HTML page without any external resource.
 
@@ -47,7 +47,6 @@ def render_report(
       metrics: from `metrics.evaluate`.
       title: heading of the page.
       config: the one that `metrics` was computed with.
-      samples: how many right and how many wrong answers to show.
     """
     answers = list(answers)
     config = config or EvalConfig()
@@ -66,7 +65,7 @@ def render_report(
         _top_k(metrics),
         _evidence(metrics),
         _source_weights(answers),
-        _samples(answers, config, samples),
+        _samples(answers, config),
     ]
     return page(title, body)
 
@@ -211,17 +210,17 @@ def _source_weights(answers: Sequence[ScoredAnswer]) -> str:
     )
 
 
-def _samples(answers: Sequence[ScoredAnswer], config: EvalConfig, samples: int) -> str:
+def _samples(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
     right, wrong = [], []
     for answer in answers:
         if answer.golds is not None:
             (right if is_correct(answer, config.no_answer_text) else wrong).append(answer)
     # Mistakes made with confidence teach most; right answers are spread evenly over the file.
     wrong.sort(key=lambda a: -a.confidence)
-    right = [right[i * len(right) // samples] for i in range(min(samples, len(right)))]
+    right = [right[i * len(right) // _SAMPLES] for i in range(min(_SAMPLES, len(right)))]
     return (
         "<h2>Wrong answers, surest first</h2>"
-        + _sample_table(wrong[:samples], "wrong")
+        + _sample_table(wrong[:_SAMPLES], "wrong")
         + "<h2>Right answers</h2>"
         + _sample_table(right, "right")
     )

@@ -55,14 +55,6 @@ def test_batches_share_one_table_where_it_has_room_for_all_questions(tokenizer, 
         np.testing.assert_array_equal(asked, theirs)
 
 
-def test_evaluation_can_ask_what_the_record_does_not_say(tokenizer):
-    batches = evaluate(tokenizer, products(1), ask=("brand",), questions_per_product=5)
-    ((batch, meta),) = batches
-    assert [e.attribute for e in meta[0]] == ["colour", "sleeve", "size", "fit", "brand"]
-    assert meta[0][4].answers is None
-    assert (batch["answer_ids"][0, 4] == 0).all()
-
-
 def test_a_source_can_be_removed_for_evaluation(tokenizer):
     (batch, meta), *_ = evaluate(tokenizer, remove=("image",))
     assert not batch["source_valid"]["image"].any()
