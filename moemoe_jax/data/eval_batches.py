@@ -133,7 +133,7 @@ def eval_batches(
         more than P * Q: what a table gives can then be kept from batch to batch.
       rows: as in `train_batches.train_batches`.
       rejects: likewise.
-      notes: likewise.
+      notes: what else is counted; by default in a new list.
 
     Returns:
       An iterable with a length, of (batch, meta). `meta` lists, for each row of all processes, the
