@@ -29,8 +29,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
 def format_evidence(metrics: Mapping[str, Any]) -> str:
     """One line for each place where the evidence can be; empty where the records do not say."""
     return "\n".join(
-        f"evidence {_printable(name):6} {row['count']:7} questions"
-        f"   accuracy {number(row['accuracy'], '%')}"
+        f"evidence {name:6} {row['count']:7} questions   accuracy {number(row['accuracy'], '%')}"
         for name, row in metrics["by_evidence"].items()
     )
 
