@@ -67,7 +67,7 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
 
     Raises:
       UserError: for an unknown key (naming the nearest), a value of the wrong type, or one that the
-        dataclass itself refuses.
+        dataclass itself refuses; names the place.
     """
     _check_group(mapping, path)
     hints = typing.get_type_hints(kind)
@@ -79,10 +79,10 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
     values |= derived
     try:
         return kind(**values)
-    except UserError:
-        raise
     except ValueError as error:
-        raise UserError(str(error)) from None
+        # What stands in `nn` knows no place among the settings.
+        text = str(error)
+        raise UserError(text if path in text else f"{path}: {text}") from None
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
