@@ -7,6 +7,7 @@ before anything is loaded. Random keys are not stored: they follow from the seed
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import math
 import os
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.parallel.processes import is_primary
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.training import checkpoint_trees as trees
 from moemoe_jax.training import damage, disk, manifest
 from moemoe_jax.training.checksums import checksums
@@ -132,9 +133,7 @@ class Checkpoints:
                 f"step {step} is older than checkpoint {self.steps()[-1]} in {self.directory}: "
                 "use another work directory or delete the newer checkpoints"
             )
-        values = {name: float(value) for name, value in (metrics or {}).items()}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        document = {**(meta or {}), "step": step, "metrics": finite}
+        document = {**(meta or {}), "step": step, "metrics": _finite(metrics or {})}
         leaves = {name: trees.storable(name, leaf) for name, leaf in trees.flatten(state).items()}
         disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
         described = manifest.describe(leaves, checksums(leaves))
@@ -147,6 +146,23 @@ class Checkpoints:
                 step, args=_arrays(ocp.args.PyTreeSave(trees.nest(leaves))), force=True
             )
         return True
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a checkpoint, if there is one of this step, the metrics of a later evaluation.
+
+        Raises:
+          DamagedError: when it is not what was saved.
+        """
+        if step not in self.steps():
+            return
+        self.wait()
+        saved, place = self._verify(step), self._place(step)
+        ranked = dataclasses.replace(saved, meta={**saved.meta, "metrics": _finite(metrics)})
+        if is_primary():
+            manifest.replace(place, ranked)
+        barrier(f"step {step} is ranked")
+        self._saving.pop(step, None)
+        self._verified[step] = ranked
 
     def _seal(self, folder: epath.Path, step: int) -> None:
         """Writes the manifest of a save that is complete."""
@@ -319,6 +335,12 @@ class _Manager(ocp.CheckpointManager):
         """No; never asks."""
         del step
         return False
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a manifest can hold."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _arrays(args: ocp.args.CheckpointArgs) -> ocp.args.Composite:

@@ -271,6 +271,9 @@ class _Trainer:
                 self.progress.note(f"val at step {number}: left, to stop; it is done on resuming")
                 return False
             self.metrics = self.validation.judge(answers)
+        # Where it was owed, there is a checkpoint already. Ranked before the evaluation is on
+        # record: a run that is killed in between owes it still.
+        self.checkpoints.rank(number, self.metrics)
         values = {f"val/{k}": v for k, v in self.metrics.items()} | {"val/questions": len(answers)}
         self.writer.write(number, values)
         shown = "  ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())

@@ -10,6 +10,7 @@ import chex
 import orbax.checkpoint as ocp
 import pytest
 
+from moemoe_jax.training.manifest import NAME
 from tests.launch.cli import ROOT, TINY, command, environment, run
 from tests.training import damages
 
@@ -88,6 +89,13 @@ def assert_same_end(folder, unbroken):
     assert (folder / "config.json").read_text() == (unbroken / "config.json").read_text()
 
 
+def ranks(folder):
+    """What ranks each checkpoint."""
+    manifests = {step: folder / "checkpoints" / str(step) / NAME for step in checkpoints(folder)}
+    found = {step: json.loads(path.read_text()) for step, path in manifests.items()}
+    return {step: manifest["meta"]["metrics"] for step, manifest in found.items()}
+
+
 def ends(folder):
     return [row["end"] for row in json.loads((folder / "goodput.json").read_text())["starts"]]
 
@@ -130,6 +138,8 @@ def test_a_training_that_is_asked_to_stop_saves_and_ends_as_an_unbroken_one(
     assert f"resuming at step {step} of {STEPS}" in done.stdout
     assert_same_end(stopped, unbroken)
     assert ends(stopped) == ["stopped", "done"]
+    assert checkpoints(stopped) == checkpoints(unbroken)
+    assert ranks(stopped) == ranks(unbroken)
 
 
 def test_a_finished_training_is_left_as_it_is(unbroken, cache):
