@@ -36,6 +36,8 @@ OPERATIONAL = (
     "train.stall_abort_seconds",
     "answer.",
 )
+# Nor do these, but checkpoints keep a hash of them: of what the run began with.
+SAVING = ("train.keep_last", "train.save_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ class WorkDir:
         if not self.config.exists():
             return False
         saved, wanted = self.read_config(), json.loads(config_json)
-        different = [d for d in differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
+        free = (*OPERATIONAL, *SAVING)
+        different = [d for d in differences(saved, wanted) if not d[0].startswith(free)]
         if different:
             raise UserError(
                 f"{self.path} belongs to a run with other settings "
@@ -152,7 +155,7 @@ class WorkDir:
 
 
 def fingerprint(config_json: str) -> str:
-    """A hash of the settings that decide what comes out of a run, which its checkpoints keep."""
+    """A hash of the settings that a run began with, its `config.json`, which checkpoints keep."""
     # Whole numbers may come back from a file as whole or with a point.
     settings = _settings(json.loads(config_json, parse_int=float))
     kept = {path: value for path, value in settings if not path.startswith(OPERATIONAL)}

@@ -53,7 +53,9 @@ def test_how_a_run_goes_may_change(workdir):
     workdir.claim(text())
     # Whoever stops for too many rejects is told to raise the limit, and to run again.
     limit = {"data__max_reject_fraction": 0.1, "data__cache_text_mib": 0}
-    changed = text(data__threads=8, mesh__data=4, train__log_every=1, **limit)
+    # The first lines of a training say how it can be saved more often.
+    saving = {"train__save_every": 5, "train__keep_last": 9}
+    changed = text(data__threads=8, mesh__data=4, train__log_every=1, **limit, **saving)
     assert workdir.belongs_to(changed)
     workdir.claim(changed)
     assert workdir.read_config() == SETTINGS  # as the run began

@@ -114,7 +114,7 @@ def _set_up(
         keep_best=config.train.keep_best,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        config=fingerprint(document),
+        config=fingerprint(workdir.config.read_text() if resuming else document),
     )
     stack.enter_context(_closing(checkpoints))
     start = workdir if resuming else None
