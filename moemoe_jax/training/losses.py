@@ -89,7 +89,8 @@ def _statistics(outputs: Outputs, batch: dict) -> dict[str, jax.Array]:
     stats = {"source_weights": mean_weights / jnp.maximum(jnp.sum(asked), 1.0)}
     if outputs.alignment.shape[0]:
         stats["loss/align"] = outputs.alignment
-        stats["align_variance"] = outputs.alignment_variance
+        stats["align_variance_of_questions"] = outputs.alignment_variance[0]
+        stats["align_variance"] = outputs.alignment_variance[1:]
     for name, layer in outputs.moe.items():
         stats[f"moe/{name}/load"] = layer.load
         stats[f"moe/{name}/dropped"] = layer.dropped
