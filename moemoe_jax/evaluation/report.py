@@ -12,6 +12,7 @@ from typing import Any
 from moemoe_jax.evaluation import plots, selective
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct, replacing
 from moemoe_jax.evaluation.html_page import number, page, table
+from moemoe_jax.evaluation.metrics import OF_PREDICTIONS
 from moemoe_jax.evaluation.table import EvalConfig, tabulate
 
 _COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
@@ -29,6 +30,12 @@ _CHOSEN_ON = {"test": "these answers", "val": "the validation answers"}
 _WEIGHT_COLORS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#64748b")
 
 
+def _columns() -> list[tuple[str, str, str]]:
+    """The columns of the table of attributes, those of added metrics last."""
+    known = {key for _, key, _ in _COLUMNS}
+    return [*_COLUMNS, *((name, name, "score") for name in OF_PREDICTIONS if name not in known)]
+
+
 def format_table(metrics: Mapping[str, Any]) -> str:
     """Aligned per-attribute table for a terminal, most answers first, with a row of means.
 
@@ -36,7 +43,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
       metrics: from `metrics.evaluate`.
     """
     rows = _attribute_rows(metrics)
-    lines = [["attribute", *(heading for heading, _, _ in _COLUMNS)]]
+    lines = [["attribute", *(heading for heading, _, _ in _columns())]]
     lines += [[_printable(name), *cells] for name, cells in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
@@ -200,7 +207,7 @@ def _attribute_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = sorted(metrics["per_attribute"].items(), key=lambda item: (-item[1]["count"], item[0]))
     mean = dict(metrics["top_k"]["all"], count=metrics["counts"]["labelled"])
     return [
-        (name, [number(row.get(key), unit) for _, key, unit in _COLUMNS])
+        (name, [number(row.get(key), unit) for _, key, unit in _columns()])
         for name, row in [*rows, (f"mean of {len(rows)}", mean)]
     ]
 
@@ -208,7 +215,7 @@ def _attribute_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _attribute_table(metrics: Mapping[str, Any]) -> str:
     rows = _attribute_rows(metrics)
     return table(
-        ["attribute", *(heading for heading, _, _ in _COLUMNS)],
+        ["attribute", *(heading for heading, _, _ in _columns())],
         [[name, *cells] for name, cells in rows],
         last_is_mean=True,
     )
