@@ -7,6 +7,7 @@ A dataclass is the schema and holds the defaults. `to_config_dict` unfolds it fo
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -119,6 +120,8 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path} is {value}; give a finite number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{path} is {value!r}; it must be of type {kind.__name__}")
     return dict(value) if issubclass(kind, Mapping) else value

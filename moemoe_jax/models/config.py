@@ -119,6 +119,11 @@ class MoEMoEConfig:
             raise ValueError("data.sources is empty; name at least one source")
         if self.has("image"):
             check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
+            if self.vision.channels != 3:
+                raise ValueError(
+                    f"model.vision.channels is {self.vision.channels}, but images are read in "
+                    "three colours; set it to 3"
+                )
         self._check_question()
         self._check_routing()
 

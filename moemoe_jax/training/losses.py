@@ -31,6 +31,9 @@ class LossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        for name in ("align_weight", "aux_weight", "z_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.aux_reduce not in ("sum", "mean"):
             raise ValueError(f"loss.aux_reduce is {self.aux_reduce!r}; use sum or mean")
         if not 0.0 <= self.label_smoothing < 1.0:

@@ -111,6 +111,7 @@ def test_padding_has_no_gradient_and_a_batch_of_nothing_is_finite():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"aux_weight": -0.1}, "loss.aux_weight is -0.1; it must be 0 or more"),
         ({"aux_reduce": "max"}, "loss.aux_reduce is 'max'; use sum or mean"),
         ({"label_smoothing": 1.0}, "loss.label_smoothing is 1.0; use 0 to below 1"),
         ({"label_smoothing": -0.1}, "loss.label_smoothing is -0.1; use 0 to below 1"),
