@@ -95,6 +95,7 @@ def _statistics(outputs: Outputs, batch: dict) -> dict[str, jax.Array]:
         stats["align_variance_of_questions"] = outputs.alignment_variance[0]
         stats["align_variance"] = outputs.alignment_variance[1:]
     for name, layer in outputs.moe.items():
+        stats[f"moe/{name}/aux_loss"] = layer.aux_loss
         stats[f"moe/{name}/load"] = layer.load
         stats[f"moe/{name}/dropped"] = layer.dropped
         stats[f"moe/{name}/entropy"] = layer.entropy

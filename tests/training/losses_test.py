@@ -59,6 +59,7 @@ def test_the_objective_by_hand():
         "source_weights": jnp.array([0.3, 0.7]),
         "align_variance": jnp.array([1.0, 2.0]),
         "align_variance_of_questions": jnp.float32(3.0),
+        "moe/decoder/1/aux_loss": jnp.float32(2.0),
         "moe/decoder/1/load": jnp.array([0.5, 0.5]),
         "moe/decoder/3/dropped": jnp.float32(0.125),
         "moe/decoder/3/entropy": jnp.float32(0.25),
