@@ -2,10 +2,11 @@ r"""MoEMoE on a slice of TPUs: Flan-T5-base, SwinV2-tiny at 256 px, 8 experts, t
 
 python -m launch.compile_check --config=configs/moemoe_base.py --topology=v5e:2x2
 python -m launch.train --config=configs/moemoe_base.py:experts --workdir=runs/base \
-    --config.data.source=products.jsonl --config.data.tokenizer=flan-t5-base
+    --config.data.source=products.jsonl
 
 The model of configs/paper.py:flan with mixtures in the odd decoder layers. `all` trains everything,
-`experts` only the experts and routers, from the dense model in runs/qga. Products are split over
+`experts` only the experts and routers, from the dense model in runs/qga, with its tokenizer; `all`
+takes that of `data.tokenizer`. Products are split over
 all chips, parameters over pairs of them, experts over four.
 """
 

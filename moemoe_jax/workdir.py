@@ -36,8 +36,15 @@ OPERATIONAL = (
     "train.stall_abort_seconds",
     "answer.",
 )
-# Nor do these, but checkpoints keep a hash of them: of what the run began with.
-SAVING = ("train.keep_last", "train.save_every")
+# Nor do these, which checkpoints keep a hash of all the same: as the run began.
+HASHED = (
+    "model.fusion.path",
+    "model.moe.dispatch",
+    "model.text.remat",
+    "model.vision.remat",
+    "train.keep_last",
+    "train.save_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +140,7 @@ class WorkDir:
         if not self.config.exists():
             return False
         saved, wanted = self.read_config(), json.loads(config_json)
-        free = (*OPERATIONAL, *SAVING)
+        free = (*OPERATIONAL, *HASHED)
         different = [d for d in differences(saved, wanted) if not d[0].startswith(free)]
         if different:
             raise UserError(

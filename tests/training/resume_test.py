@@ -110,8 +110,11 @@ def test_a_killed_training_ends_bit_for_bit_as_an_unbroken_one(unbroken, cache, 
     reached = checkpoints(killed)
     assert reached and reached[-1] < STEPS
 
-    done = run("train", f"--config={TINY}", f"--workdir={killed}", *SETTINGS, cache=cache)
+    # More checkpoints from here on, which is no other run.
+    again = (*SETTINGS, "--config.train.save_every=1", "--config.train.keep_last=3")
+    done = run("train", f"--config={TINY}", f"--workdir={killed}", *again, cache=cache)
     assert done.returncode == 0, done.stderr
+    assert checkpoints(killed)[-3:] == [STEPS - 2, STEPS - 1, STEPS]
     resumed = int(re.search(rf"resuming at step (\d+) of {STEPS}", done.stdout)[1])
     assert reached[-1] <= resumed < STEPS  # a save that was under way may have become whole
     assert_same_end(killed, unbroken)
