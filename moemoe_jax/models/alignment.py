@@ -207,16 +207,15 @@ class Alignment(nnx.Module):
 
         Returns:
           float32 [S] losses (eqs 6-7), and float32 [1 + S] variances of the vectors: of the
-          questions that are asked, and of each source over the products that have it. One that
-          tends to zero is a collapse.
+          questions that are no padding, and of each source over the products that have it. One
+          that tends to zero is a collapse.
         """
         config = self.config
         last = len(self.reduce) - 1
         questions = self.reduce[0](
             extend_text(question, sources[0].valid.shape[1]), config.mask_padding
         )
-        told = jnp.zeros(len(question.valid), bool).at[index].max(asked)
-        losses, spreads = [], [variance(questions, told)]
+        losses, spreads = [], [variance(questions, jnp.any(question.valid, axis=1))]
         for s, source in enumerate(sources):
             products = self.reduce[min(s + 1, last)](source, config.mask_padding)
             has = present[:, s]

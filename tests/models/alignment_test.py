@@ -181,10 +181,12 @@ def test_the_variance_by_hand():
     assert alignment.variance((table, valid), jnp.zeros(3, bool)) == 0.0
 
 
-def test_only_questions_that_are_asked_count_in_their_variance():
-    model = layer(AlignmentConfig())
-    _, spread = run(model, asked=ASKED.at[2, 0].set(False))  # nobody asks question 3
-    values, valid = (np.asarray(x)[:3] for x in model.reduce[0](QUESTIONS, True))
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_padding_of_the_table_of_questions_does_not_count_in_their_variance(mask_padding):
+    model = layer(AlignmentConfig(mask_padding=mask_padding))
+    questions = encoded(0, (2, 3, 5, 0))
+    _, spread = model(questions, INDEX, ASKED.at[2, 0].set(False), SOURCES, PRESENT)
+    values, valid = (np.asarray(x)[:3] for x in model.reduce[0](questions, mask_padding))
     columns = [values[valid[:, k], k] for k in range(5)]
     squares = sum(np.sum((column - column.mean()) ** 2) for column in columns)
     assert spread.shape == (3,)
