@@ -3,7 +3,7 @@
 import dataclasses
 
 from moemoe_jax.models.alignment import AlignmentConfig
-from moemoe_jax.models.fusion import FusionConfig, check_image_length
+from moemoe_jax.models.fusion import GATES, FusionConfig, check_image_length
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
@@ -138,8 +138,9 @@ class MoEMoEConfig:
                 raise ValueError("model.question_start needs model.question_encoder=True")
         if self.question_length not in (0, self.text_length):
             # Both read the question at every one of the K positions.
+            gate = self.fusion.gate
             reader = {
-                "model.fusion.gate=token": self.fusion.gate == "token",
+                f"model.fusion.gate={gate}": GATES[gate].reads_positions,
                 "model.alignment.mask_padding=False": not self.alignment.mask_padding,
             }
             for setting, used in reader.items():
