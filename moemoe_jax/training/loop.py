@@ -108,6 +108,7 @@ def _set_up(
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
     connect(run.mesh)
+    validation = None if data.val is None else Validation(config, run, data)
     checkpoints = Checkpoints(
         workdir.checkpoints,
         keep_last=config.train.keep_last,
@@ -129,7 +130,7 @@ def _set_up(
     goodput.goes_on_from(int(state.step))
     say(parameter_table(run.model, config.train.trainable))
     encoded = keep_encodings(config, run, data.train, frozen, workdir, say)
-    trainer = _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger)
+    trainer = _Trainer(config, run, data, validation, workdir, checkpoints, frozen, encoded, ledger)
     return trainer, state, goodput
 
 
@@ -156,6 +157,7 @@ class _Trainer:
         config: ExperimentConfig,
         run: Run,
         data: Data,
+        validation: Validation | None,
         workdir: WorkDir,
         checkpoints: Checkpoints,
         frozen: nnx.State,
@@ -163,13 +165,13 @@ class _Trainer:
         ledger: Ledger,
     ):
         self.config, self.plan, self.data, self.workdir = config, run, data, workdir
+        self.validation = validation
         self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
         self.encoded = encoded
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
         self.programs = Programs(len(config.data.text_lengths))
-        self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
         return step > 0 and (step % self.every == 0 or step == self.plan.total_steps)
