@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moemoe_jax.evaluation.metrics import OF_PREDICTIONS
 from moemoe_jax.evaluation.table import EvalConfig
 
-COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
+_COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
     ("answers", "count", ""),
     ("accuracy", "accuracy", "%"),
     ("majority", "majority", "%"),
@@ -17,6 +18,12 @@ COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
     ("ECE", "ece", "%"),
 )
 CHOSEN_ON = {"test": "these answers", "val": "the validation answers"}
+
+
+def columns() -> list[tuple[str, str, str]]:
+    """The columns of the table of attributes, those of added metrics last."""
+    known = {key for _, key, _ in _COLUMNS}
+    return [*_COLUMNS, *((name, name, "score") for name in OF_PREDICTIONS if name not in known)]
 
 
 def number(value: float | None, unit: str) -> str:
@@ -31,7 +38,7 @@ def attribute_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = sorted(metrics["per_attribute"].items(), key=lambda item: (-item[1]["count"], item[0]))
     mean = dict(metrics["top_k"]["all"], count=metrics["counts"]["labelled"])
     return [
-        (name, [number(row.get(key), unit) for _, key, unit in COLUMNS])
+        (name, [number(row.get(key), unit) for _, key, unit in columns()])
         for name, row in [*rows, (f"mean of {len(rows)}", mean)]
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from moemoe_jax.evaluation import plots, selective
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct, replacing
-from moemoe_jax.evaluation.columns import CHOSEN_ON, COLUMNS, attribute_rows, explain, number
+from moemoe_jax.evaluation.columns import CHOSEN_ON, attribute_rows, columns, explain, number
 from moemoe_jax.evaluation.html_page import page, table
 from moemoe_jax.evaluation.table import EvalConfig, tabulate
 
@@ -126,7 +126,7 @@ def _figures(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
 def _attribute_table(metrics: Mapping[str, Any]) -> str:
     rows = attribute_rows(metrics)
     return table(
-        ["attribute", *(heading for heading, _, _ in COLUMNS)],
+        ["attribute", *(heading for heading, _, _ in columns())],
         [[name, *cells] for name, cells in rows],
         last_is_mean=True,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moemoe_jax.evaluation.columns import CHOSEN_ON, COLUMNS, attribute_rows, number
+from moemoe_jax.evaluation.columns import CHOSEN_ON, attribute_rows, columns, number
 
 
 def format_table(metrics: Mapping[str, Any]) -> str:
@@ -13,7 +13,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
       metrics: from `metrics.evaluate`.
     """
     rows = attribute_rows(metrics)
-    lines = [["attribute", *(heading for heading, _, _ in COLUMNS)]]
+    lines = [["attribute", *(heading for heading, _, _ in columns())]]
     lines += [[_printable(name), *cells] for name, cells in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 

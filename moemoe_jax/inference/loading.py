@@ -186,7 +186,7 @@ def calibrator_for(
         told = " ".join(f"{name}={value}" for name, value in fitted.items())
         say(
             f"note: no calibrated scores: those were fitted on answers with {told}; answer with "
-            "these settings to have them"
+            "these settings to have them, or fit some by launch.evaluate with yours"
         )
         return None
     return found.calibrator

@@ -18,12 +18,19 @@ from moemoe_jax.nn.rows import REPEATS, Rows, parts
 # --- logits --------------------------------------------------------------------------------------
 
 
+# Each says whether it reads the question at each of the K positions, for which questions must be
+# that long, and whether it looks at the sources' rows: then cutting a text's padding off may change
+# an answer (`inference.buckets`).
+
+
 class TokenGate(nnx.Module):
     """The paper's gate: FC(Q), read at every one of the K positions, padding included.
 
     A question is short and a context long, so most positions of Q are padding; T5 gives finite,
     question-dependent values there, which is why they are read and not zeroed.
     """
+
+    reads_positions, reads_sources = True, False
 
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         self.score = _score_layer(sources, width, rngs)
@@ -38,6 +45,8 @@ class TokenGate(nnx.Module):
 class PooledGate(TokenGate):
     """The same weights at every token, from the mean of the question's real tokens."""
 
+    reads_positions = False
+
     def __call__(
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
     ) -> jax.Array:
@@ -48,6 +57,8 @@ class PooledGate(TokenGate):
 
 class CrossGate(TokenGate):
     """Each source token attends to the question; its weight is read from what it finds there."""
+
+    reads_positions, reads_sources = False, True
 
     def __call__(
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
@@ -76,6 +87,8 @@ class CrossGate(TokenGate):
 class LearnedGate(nnx.Module):
     """One learned scalar per source, whatever the question: question guidance removed (WoQG)."""
 
+    reads_positions = reads_sources = False
+
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         self.logits = param(rngs, (sources,), constant(1 / sources), (None,))
 
@@ -89,6 +102,8 @@ class LearnedGate(nnx.Module):
 
 class UnitGate(nnx.Module):
     """e = Σ_s S_s: every weight is one. No parameters."""
+
+    reads_positions = reads_sources = False
 
     def __init__(self, sources: int, width: int, *, rngs: nnx.Rngs):
         pass

@@ -8,6 +8,7 @@ step.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import math
 import os
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from etils import epath
 import jax
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.parallel.processes import is_primary
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.training import checkpoint_trees as trees
 from moemoe_jax.training import damage, disk, manifest
 from moemoe_jax.training.array_manager import ArrayManager
@@ -118,9 +119,7 @@ class Checkpoints:
                 f"step {step} is older than checkpoint {self.steps()[-1]} in {self.directory}: "
                 "use another work directory or delete the newer checkpoints"
             )
-        values = {name: float(value) for name, value in (metrics or {}).items()}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        document = {**(meta or {}), "step": step, "metrics": finite}
+        document = {**(meta or {}), "step": step, "metrics": _finite(metrics or {})}
         leaves = {name: trees.storable(name, leaf) for name, leaf in trees.flatten(state).items()}
         disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
         described = manifest.describe(leaves, checksums(leaves))
@@ -131,6 +130,23 @@ class Checkpoints:
         with disk.told_as_os_errors(self.directory):
             self._manager.save_arrays(step, trees.nest(leaves))
         return True
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a checkpoint, if there is one of this step, the metrics of a later evaluation.
+
+        Raises:
+          DamagedError: when it is not what was saved.
+        """
+        if step not in self.steps():
+            return
+        self.wait()
+        saved, place = self._verify(step), self._place(step)
+        ranked = dataclasses.replace(saved, meta={**saved.meta, "metrics": _finite(metrics)})
+        if is_primary():
+            manifest.replace(place, ranked)
+        barrier(f"step {step} is ranked")
+        self._saving.pop(step, None)
+        self._verified[step] = ranked
 
     def _seal(self, folder: epath.Path, step: int) -> None:
         """Writes the manifest of a save that is complete."""
@@ -280,3 +296,9 @@ class Checkpoints:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a manifest can hold."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

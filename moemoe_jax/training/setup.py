@@ -109,7 +109,13 @@ def _tokenizer(
 ) -> Tokenizer:
     if config.init.work_dir:
         # The embeddings belong to its tokens.
-        return Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
+        start = WorkDir.open(config.init.work_dir)
+        if config.data.tokenizer:
+            say(
+                f"tokenizer: that of {start.path}, whose token tables are taken; "
+                f"data.tokenizer={config.data.tokenizer} is not read"
+            )
+        return Tokenizer.load(start.tokenizer)
     if config.data.tokenizer:
         return Tokenizer.load(config.data.tokenizer)
     say("tokenizer: training on the texts of the training split")
@@ -263,6 +269,8 @@ def first_state(
             f"init: step {loaded.step} of {start.path}: {len(taken.copied)} parameters "
             f"copied, {len(taken.upcycled)} upcycled to experts, {len(taken.fresh)} new"
         )
+    elif config.init.expert_noise:
+        say("init: random values; init.expert_noise is for experts made of a dense model's blocks")
     _, trained, frozen = split_trainable(model, config.train.trainable)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     frozen = jax.device_put(frozen, places[1])

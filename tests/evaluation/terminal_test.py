@@ -1,5 +1,6 @@
 from moemoe_jax.evaluation.answers import ScoredAnswer
-from moemoe_jax.evaluation.metrics import evaluate
+from moemoe_jax.evaluation.metrics import OF_PREDICTIONS, evaluate
+from moemoe_jax.evaluation.report import render_report
 from moemoe_jax.evaluation.terminal import format_means, format_table, format_thresholds
 from tests.evaluation.scored import some_answers
 
@@ -40,3 +41,16 @@ def test_thresholds_of_validation_are_told_where_there_are_some():
         "thresholds chosen on these answers           R@90P   0.0%   right of the published      -",
         "thresholds chosen on the validation answers  R@90P  50.0%   right of the published  50.0%",
     ]
+
+
+def test_a_metric_that_is_added_has_its_mean_and_a_column(monkeypatch):
+    monkeypatch.setitem(OF_PREDICTIONS, "surest", lambda score, *_: float(score.max(initial=0)))
+    answers = [ScoredAnswer("1", "neck", "?", "v", 0.5, golds=("v",))]
+    answers.append(ScoredAnswer("2", "color", "?", "v", 0.25, golds=("v",)))
+    metrics = evaluate(answers)
+    assert metrics["per_attribute"]["color"]["surest"] == 0.25
+    assert metrics["top_k"]["all"]["surest"] == 0.375 and "surest" not in metrics
+    lines = [line.split() for line in format_table(metrics).splitlines()]
+    assert lines[0][-1] == "surest" and [row[-1] for row in lines[2:4]] == ["0.2500", "0.5000"]
+    assert lines[-1][-1] == "0.3750"
+    assert "surest</th>" in render_report(answers, metrics)

@@ -30,7 +30,7 @@ def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, setting
     assert found == (FITTED if fits else None)
     assert said == [
         "note: no calibrated scores: those were fitted on answers with confidence=prod beams=1; "
-        "answer with these settings to have them"
+        "answer with these settings to have them, or fit some by launch.evaluate with yours"
     ] * (not fits)
 
 

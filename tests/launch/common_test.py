@@ -25,6 +25,11 @@ def test_settings_are_changed_in_their_own_type_and_the_others_stay():
     assert changed(LOADED, "evaluation", []) == LOADED
 
 
+def test_a_setting_that_a_command_does_not_read_is_refused():
+    with pytest.raises(UserError, match="--answer has 'window=8', which this command does not"):
+        changed(LOADED, "answer", ["beams=2", "window=8"], omit=("window",))
+
+
 @pytest.mark.parametrize(
     ("group", "given", "message"),
     [

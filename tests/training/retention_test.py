@@ -45,3 +45,26 @@ def test_what_is_known_of_a_checkpoint_goes_with_it(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5] and checkpoints.best_step() == 2
         assert set(checkpoints._saving) <= {2, 4, 5}
+
+
+def test_an_evaluation_that_comes_after_the_save_ranks_the_checkpoint(tmp_path):
+    wanted = {"x": jax.ShapeDtypeStruct((1,), "float32")}
+    options = {"keep_last": 1, "keep_best": 1, "best_metric": "f1"}
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(1)}, metrics={"f1": 0.5})
+        checkpoints.save(2, {"x": jnp.full(1, 2.0)}, {"data": 7})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 1
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        checkpoints.rank(2, {"f1": 0.9, "bad": float("nan")})
+        checkpoints.rank(3, {"f1": 1.0})  # evaluated before it is saved, as usual: nothing to do
+        assert checkpoints.steps() == [1, 2] and checkpoints.best_step() == 2
+        checkpoints.save(3, {"x": jnp.ones(1)}, metrics={"f1": 0.7})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+    # Read anew: each file and leaf is still held against its checksum.
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        best = checkpoints.restore_best(wanted)
+    assert (best.step, best.state["x"][0]) == (2, 2.0)
+    assert best.meta == {"data": 7, "step": 2, "metrics": {"f1": 0.9}}
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
