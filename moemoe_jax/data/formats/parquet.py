@@ -14,7 +14,6 @@ Shapes: N records.
 
 from collections import OrderedDict
 import itertools
-import json
 from pathlib import Path
 import threading
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from moemoe_jax.data.file_stats import FileStats
-from moemoe_jax.data.formats import files
+from moemoe_jax.data.formats import files, jsonl
 from moemoe_jax.data.records import Record, RecordError, parse_record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.splits import id_hash
@@ -202,7 +201,9 @@ def _plain(key: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return jsonl.decode(value)
+        except RecordError:
+            raise
         except ValueError as error:
             raise RecordError(f"not JSON: column {key!r}: {error}") from error
     if key == "questions" and isinstance(value, list):
