@@ -1,12 +1,14 @@
 """JSON Lines of records: one file, or a folder of them, split where their names say so."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from moemoe_jax.data.formats import files
 from moemoe_jax.data.formats.lines import LineSource
-from moemoe_jax.data.records import Record, RecordError, parse_record
+from moemoe_jax.data.records import Record, RecordError, identity, parse_record
 from moemoe_jax.data.rejects import Rejects
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -73,6 +75,15 @@ def first_keys(path: Path, attempts: int = 10) -> set[str]:
                 except (RecordError, UnicodeDecodeError):
                     continue
     return set()
+
+
+def read_ids(path: Path, split: str) -> Iterator[str]:
+    """The ids of a split, from the lines that hold one; those without cannot be used anyway."""
+    for file in files.files_of(path, SUFFIXES, split):
+        with contextlib.suppress(OSError), file.open("rb") as lines:
+            for line in lines:
+                with contextlib.suppress(RecordError, UnicodeDecodeError):
+                    yield identity(load_json(line.decode("utf-8").removeprefix("\ufeff")))
 
 
 def parse_line(line: str, file: Path) -> Record:
