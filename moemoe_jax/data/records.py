@@ -213,7 +213,10 @@ def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise RecordError(f"wrong type: {key!r} is a {_kind(value)}, not an object")
-    return {_text(name, f"a name in {key!r}"): part for name, part in value.items()}
+    found = {_text(name, f"a name in {key!r}").strip(): part for name, part in value.items()}
+    if "" in found or len(found) < len(value):
+        raise RecordError(f"wrong name: one in {key!r} is blank, or twice there but for blanks")
+    return found
 
 
 def _optional_text(mapping: Mapping[str, Any], key: str) -> str | None:

@@ -218,6 +218,7 @@ def test_predict_replaces_no_file_unasked(trained, tmp_path):
     assert output.read_text() == "mine"
     refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
     new = f"--output={tmp_path}/b.jsonl"
+    refused(run("predict", *given, new, "--attributes=color,"), "--attributes has a blank name")
     done = run("predict", f"--workdir={trained}", "--input=no.jsonl", new)
     refused(done, "no such data: no.jsonl")
     assert "model:" not in done.stdout
