@@ -11,9 +11,12 @@ import dataclasses
 from absl import logging
 import numpy as np
 
+from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import has_any_source
 from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.data.records import Record
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         record = source[index]
         known.update(record.attributes)
         if not has_any_source(record, config.sources):
-            reader.reject(record, index, "no source: the record has none of data.sources")
+            reader.reject(record, index, _without_source(record, config))
             continue
         _, examples = reader.examples(index, record, reader.notes)
         if not examples:
@@ -97,3 +100,10 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         tuple(questions),
         dict(attributes),
     )
+
+
+def _without_source(record: Record, config: DataConfig) -> str:
+    """Why a record has nothing to look at: what is read, and what it has in place of it."""
+    fields = ", ".join(field for source in config.sources for field in source.fields)
+    others = ", ".join(map(shown, sorted(record.sources))) or "none"
+    return f"no source: data.sources reads {fields}; the record has {others}"

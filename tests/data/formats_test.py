@@ -177,10 +177,16 @@ def test_parquet_round_trip_with_images(tmp_path):
         Record("b", {"image": b"\x00\xffbytes"}),
         Record("c", {"title": "No picture", "image": tmp_path / "gone.jpg"}),
     ]
-    rejects = Rejects()
+    rejects = Rejects(tmp_path / "rejects.jsonl")
     out = tmp_path / "out" / "a.parquet"
     assert write_parquet(Listed(records), out, rejects, rows_per_group=2) == 3
-    assert rejects.reasons == {"unreadable image": 1}
+    (listed,) = map(json.loads, rejects.path.read_text().splitlines())
+    assert listed == {
+        "file": str(tmp_path / "gone.jpg"),
+        "line": 0,
+        "reason": "unreadable image: No such file or directory",
+        "id": "c",
+    }
     source = open_source(str(out))
     assert source[0].image("image") == b"\xff\xd8file"
     assert {**vars(source[0]), "sources": {}} == {**vars(records[0]), "sources": {}}

@@ -160,6 +160,11 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         "questions without a known answer left out": 1,
     }
     assert dict(iterator.rejects.reasons) == {"no source": 1}
+    misnamed = ListSource([product(0, sources={"titel": "red", "picture": "x"}, product_type=None)])
+    with pytest.raises(
+        UserError, match=r"no source.*reads .*title.*; the record has 'picture', 'ti"
+    ):
+        train(tokenizer, source=misnamed, max_reject_fraction=0.1)
     with pytest.raises(UserError, match="none of the 2 records has a question"):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
