@@ -224,6 +224,11 @@ def resolve(spec: str) -> tuple[ModuleType, Path]:
             f"{path} holds data of several formats; write one of "
             + ", ".join(f"'{name}:{path}'" for name in found)
         )
+    if path.is_file():
+        raise UserError(
+            f"cannot tell the format of {path}: write its records to a .jsonl file, one JSON "
+            "object a line with 'id' and 'sources', or to a .parquet file with these columns"
+        )
     raise UserError(
         f"cannot tell the format of {path}: no styles.csv, *.jsonl, *.parquet or "
         f"dataset_info.json there; write 'format:{path}' with one of {', '.join(FORMATS)}"

@@ -211,8 +211,16 @@ def test_misspelt_paths_and_formats_name_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown source format 'json'.*did you mean 'jsonl'"):
         open_source("json:products")
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(UserError, match="cannot tell the format"):
+    with pytest.raises(UserError, match=r"cannot tell the format.*\.jsonl file, one JSON object a"):
         open_source(str(tmp_path / "x.txt"))
+    for name in ("jsonl", "wdc_pave"):
+        with pytest.raises(UserError, match=r"x\.txt does not end in \.jsonl or \.ndjson.*rename"):
+            open_source(f"{name}:{tmp_path / 'x.txt'}")
+    with pytest.raises(UserError, match=r"products\.jsonl does not end in \.parquet"):
+        open_source(f"parquet:{tmp_path / 'products.jsonl'}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"cannot tell the format of .*empty: no styles\.csv"):
+        open_source(str(tmp_path / "empty"))
     assert ids_of(open_source(f"jsonl:{tmp_path / 'products.jsonl'}")) == ["a"]
 
 
