@@ -153,7 +153,8 @@ def _warn_of_first(spec: str, split: str, ids: Sequence[str], train: RecordSourc
     hashes = np.array([id_hash(one) for one in ids], np.uint64)
     shared = np.flatnonzero(np.isin(hashes, train.id_hashes()))
     if shared.size:
-        _warn(spec, shared.size, f"first {len(ids)} ids", split, "train", ids[shared[0]])
+        first = "first " if len(ids) == _FIRST_IDS else ""
+        _warn(spec, shared.size, f"{first}{len(ids)} ids", split, "train", ids[shared[0]])
 
 
 def _warn(spec: str, count: int, ids: str, one: str, other: str, example: str) -> None:

@@ -124,7 +124,7 @@ def test_of_a_test_split_that_cannot_be_read_a_training_says_nothing(tmp_path, c
     with caplog.at_level("WARNING", logger="absl"):
         open_splits(str(tmp_path), ("train", "val"))
     (told,) = messages(caplog)
-    assert "1 of the first 1 ids of split test" in told
+    assert "1 of the 1 ids of split test" in told
     (tmp_path / "two").mkdir()
     parquet(tmp_path / "two" / "train.parquet", ["p1"])
     (tmp_path / "two" / "test.parquet").write_bytes(b"none")
