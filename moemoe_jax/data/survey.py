@@ -61,12 +61,13 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             f"{source.name} has no record: of few records a split may get none; raise its share "
             "(data.val_fraction, data.test_fraction), or set that to 0 to do without"
         )
-    indices, counts, lengths, known = [], [], [], set()
+    indices, counts, lengths, known, fields = [], [], [], set(), set()
     questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
         record = source[index]
         known.update(record.attributes)
+        fields.update(record.sources)
         if not has_any_source(record, config.sources):
             reader.reject(record, index, _without_source(record, config))
             continue
@@ -88,6 +89,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             f"none of the {len(source)} records has a question to ask: check data.source and "
             f"data.attributes (the records have {', '.join(sorted(known)[:20]) or 'none'})"
         )
+    _warn_of_unread(config, fields)
     known.update(reader.ask)
     for setting in ("attributes", "question_templates"):
         missing = [name for name in getattr(config, setting) if name not in known]
@@ -100,6 +102,21 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         tuple(questions),
         dict(attributes),
     )
+
+
+def _warn_of_unread(config: DataConfig, found: set[str]) -> None:
+    """Warns of a source that no record has, where the records have others that nobody reads."""
+    unread = sorted(found.difference(*(source.fields for source in config.sources)))
+    for source in config.sources if unread else ():
+        fields = [name for name in source.fields if name not in ("product_type", "marketplace")]
+        if fields and not found.intersection(fields):
+            logging.warning(
+                "no record has source %r (%s), but others that data.sources.%s.fields may name: %s",
+                source.name,
+                ", ".join(fields),
+                source.name,
+                ", ".join(map(shown, unread)),
+            )
 
 
 def _without_source(record: Record, config: DataConfig) -> str:

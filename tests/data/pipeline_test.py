@@ -189,6 +189,17 @@ def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(t
     )
 
 
+def test_a_source_that_no_record_has_is_told(tokenizer, caplog):
+    misspelt = [product(n, sources={"titel": "a shirt", "image": png()}) for n in range(2)]
+    with caplog.at_level("WARNING", logger="absl"):
+        train(tokenizer, source=ListSource([*misspelt, product(2)]))
+        assert not caplog.records
+        train(tokenizer, source=ListSource(misspelt))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("no record has source 'text' (title, ")
+    assert told.endswith("), but others that data.sources.text.fields may name: 'titel'")
+
+
 def test_settings_about_attributes_that_no_record_has_are_told(tokenizer, monkeypatch):
     told = []
     monkeypatch.setattr(logging, "warning", lambda form, *values: told.append(form % values))
