@@ -86,7 +86,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             questions.update(dict.fromkeys(example.question for example in examples))
     if not indices:
         raise UserError(
-            f"none of the {len(source)} records has a question to ask: check data.source and "
+            f"none of the {len(source)} records has a question to ask: check the data and "
             f"data.attributes (the records have {', '.join(sorted(known)[:20]) or 'none'})"
         )
     _warn_of_unread(config, fields)
