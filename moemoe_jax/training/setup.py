@@ -79,7 +79,7 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     if not data.val_fraction and "val" in own_splits(data.source):
         say(
             f"note: {data.source} has a val split, which is not used, as data.val_fraction is 0; "
-            "with any other share all of it is"
+            "any other value uses all of it"
         )
     sources = open_splits(
         data.source,
