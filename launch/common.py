@@ -285,6 +285,9 @@ def _quiet() -> None:
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # A warning is for who runs the job: no time, thread and line of code in front of it.
+    plain = logging.Formatter("%(levelname)s: %(message)s")
+    absl_logging.get_absl_handler().setFormatter(plain)
     # Orbax logs through absl; what it logs of a failed write, page after page, it raises as well.
     theirs = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
     absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)

@@ -81,6 +81,12 @@ def main(argv: Sequence[str]) -> None:
         path = workdir.evaluation(name) / workdir.rejects.name
         rejects = Rejects(path, limit, index, anew=True)
         source = open_source(args.input, None, rejects)
+        if len(source.splits) > 1:
+            print(
+                f"note: {args.input} is judged whole, its splits {', '.join(source.splits)} "
+                "together; name one of its files to judge that alone",
+                flush=True,
+            )
     else:
         rejects = of_the_run
         source = evaluate.open_split(loaded.config, args.split, rejects)

@@ -181,6 +181,11 @@ class Calibrator:
                 calibrated[rows] = self.per_attribute[name](confidence[rows])
         return calibrated
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there was an answer to fit it on; else it is the identity."""
+        return self.overall != type(self.overall)()
+
     def to_json(self) -> dict:
         """The calibrator as a dict of JSON types."""
         return {

@@ -12,7 +12,7 @@ import optax
 
 from moemoe_jax.data.examples import corpus
 from moemoe_jax.data.rejects import Rejects
-from moemoe_jax.data.sources import RecordSource, open_splits
+from moemoe_jax.data.sources import RecordSource, open_splits, own_splits
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.data.train_batches import TrainBatches, train_batches
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
@@ -76,6 +76,11 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     data = config.data
     rejects = Rejects(workdir.rejects, data.max_reject_fraction, jax.process_index())
     splits = ("train", "val") if data.val_fraction else ("train",)
+    if not data.val_fraction and "val" in own_splits(data.source):
+        say(
+            f"note: {data.source} has a val split, which is not used, as data.val_fraction is 0; "
+            "any other value uses all of it"
+        )
     sources = open_splits(
         data.source,
         splits,

@@ -135,6 +135,11 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         "questions without a known answer left out": 1,
     }
     assert dict(iterator.rejects.reasons) == {"no source": 1}
+    misnamed = ListSource([product(0, sources={"titel": "red", "picture": "x"}, product_type=None)])
+    with pytest.raises(
+        UserError, match=r"no source.*reads .*title.*; the record has 'picture', 'ti"
+    ):
+        train(tokenizer, source=misnamed, max_reject_fraction=0.1)
     with pytest.raises(UserError, match="none of the 2 records has a question"):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
@@ -151,6 +156,17 @@ def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(t
         r"such as record 'p1' with 'titel', not read",
         line,
     )
+
+
+def test_a_source_that_no_record_has_is_told(tokenizer, caplog):
+    misspelt = [product(n, sources={"titel": "a shirt", "image": png()}) for n in range(2)]
+    with caplog.at_level("WARNING", logger="absl"):
+        train(tokenizer, source=ListSource([*misspelt, product(2)]))
+        assert not caplog.records
+        train(tokenizer, source=ListSource(misspelt))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("no record has source 'text' (title, ")
+    assert told.endswith("), but others that data.sources.text.fields may name: 'titel'")
 
 
 def test_settings_about_attributes_that_no_record_has_are_told(tokenizer, monkeypatch):

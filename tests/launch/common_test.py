@@ -1,4 +1,7 @@
-"""Settings of a run that a flag changes."""
+"""Settings of a run that a flag changes, and how warnings look."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -46,3 +49,12 @@ def test_a_setting_that_cannot_be_is_refused(group, given, message):
     with pytest.raises(UserError) as refused:
         changed(LOADED, group, [given])
     assert message in str(refused.value)
+
+
+def test_a_warning_is_told_without_its_place_in_the_code():
+    warn = "from absl import logging; logging.warning('%s is in both', 'p7')"
+    program = f"from launch import common; common.run(lambda argv: exec({warn!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "WARNING: p7 is in both\n")
