@@ -3,7 +3,9 @@
 import dataclasses
 
 from moemoe_jax.models.alignment import AlignmentConfig
-from moemoe_jax.models.fusion import FusionConfig, check_image_length
+from moemoe_jax.models.encoded import check_image_length
+from moemoe_jax.models.fusion import FusionConfig
+from moemoe_jax.models.gates import GATES
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
@@ -119,6 +121,11 @@ class MoEMoEConfig:
             raise ValueError("data.sources is empty; name at least one source")
         if self.has("image"):
             check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
+            if self.vision.channels != 3:
+                raise ValueError(
+                    f"model.vision.channels is {self.vision.channels}, but images are read in "
+                    "three colours; set it to 3"
+                )
         self._check_question()
         self._check_routing()
 
@@ -133,8 +140,9 @@ class MoEMoEConfig:
                 raise ValueError("model.question_start needs model.question_encoder=True")
         if self.question_length not in (0, self.text_length):
             # Both read the question at every one of the K positions.
+            gate = self.fusion.gate
             reader = {
-                "model.fusion.gate=token": self.fusion.gate == "token",
+                f"model.fusion.gate={gate}": GATES[gate].reads_positions,
                 "model.alignment.mask_padding=False": not self.alignment.mask_padding,
             }
             for setting, used in reader.items():

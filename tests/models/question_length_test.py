@@ -7,9 +7,11 @@ from flax import nnx
 import jax
 import pytest
 
+from moemoe_jax.inference.buckets import padding_is_read
 from moemoe_jax.models.alignment import AlignmentConfig
 from moemoe_jax.models.config import MoEMoEConfig
 from moemoe_jax.models.fusion import FusionConfig
+from moemoe_jax.models.gates import GATES, CrossGate, TokenGate
 from tests.models.tiny import DENSE, batch, random_model
 
 SHORT = 5
@@ -54,3 +56,21 @@ def test_padding_that_no_one_reads_can_be_cut(gate):
 def test_a_reader_of_the_padding_refuses_short_questions(changes, message):
     with pytest.raises(ValueError, match=message):
         MoEMoEConfig(**{**vars(DENSE), "question_length": SHORT, **changes})
+
+
+def test_a_gate_of_one_s_own_says_what_it_reads(monkeypatch):
+    class OfPositions(TokenGate):
+        pass
+
+    class OfSources(CrossGate):
+        pass
+
+    monkeypatch.setitem(GATES, "mine", OfPositions)
+    with pytest.raises(ValueError, match="gate=mine needs questions as long as the sources"):
+        MoEMoEConfig(
+            **{**vars(DENSE), "question_length": SHORT, "fusion": FusionConfig(gate="mine")}
+        )
+    monkeypatch.setitem(GATES, "mine", OfSources)
+    fusion = FusionConfig(gate="mine", mask="context")
+    model = MoEMoEConfig(**{**vars(DENSE), "question_length": SHORT, "fusion": fusion})
+    assert padding_is_read(model).startswith("model.fusion.gate=mine with padding=read weighs")
