@@ -2,11 +2,12 @@ r"""MoEMoE on a slice of TPUs: Flan-T5-base, SwinV2-tiny at 256 px, 8 experts, t
 
 python -m launch.compile_check --config=configs/moemoe_base.py --topology=v5e:2x2
 python -m launch.train --config=configs/moemoe_base.py:experts --workdir=runs/base \
-    --config.data.source=products.jsonl --config.data.tokenizer=flan-t5-base
+    --config.data.source=products.jsonl
 
-The model of configs/paper.py:flan with mixtures in the odd decoder layers. `all` trains everything,
-`experts` only the experts and routers, from the dense model in runs/qga. Products are split over
-all chips, parameters over pairs of them, experts over four.
+The model of configs/paper.py:flan with mixtures in the odd decoder layers. `experts` trains only
+the experts and routers, from the dense model in runs/qga, whose tokenizer it takes; `all` trains
+everything, with the tokenizer of `data.tokenizer`. Products are split over all chips, parameters
+over pairs of them, experts over four.
 """
 
 from configs import base, paper
@@ -19,9 +20,12 @@ def get_config(trained="all"):
     config = paper.get_config("flan")
     if choose("configs/moemoe_base.py", trained, VARIANTS) == "experts":
         base.experts_only(config, init_from="runs/qga")
+        # As many rows as runs/qga has; to plan without it, those of a published T5.
+        config.data.tokenizer_vocab_size = 32_128
+    else:
+        config.data.vocab_rows = 32_128  # as published; a tokenizer has 28 pieces fewer
     config.model.moe_layers.decoder = "odd"
     config.model.moe.num_experts, config.model.moe.top_k = 8, 2
-    config.data.vocab_rows = 32_128  # as published; a tokenizer has 28 pieces fewer
 
     text = config.model.text
     text.dtype = config.model.vision.dtype = "bfloat16"

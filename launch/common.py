@@ -118,7 +118,7 @@ def define_changes(
       kind: the dataclass of the group, which holds the defaults.
       what: the settings are of.
       example: of a change.
-      omit: settings that are derived and not the user's to set.
+      omit: settings that are derived and not the user's to set, or that the command does not read.
     """
     defaults = ", ".join(
         f"{field.name}={_written(field.default)}"
@@ -133,17 +133,18 @@ def define_changes(
     )
 
 
-def changed(loaded, group: str, given: Sequence[str]):
+def changed(loaded, group: str, given: Sequence[str], omit: Collection[str] = ()):
     """The loaded model, with those of a group of its settings changed that are `given`.
 
     Args:
       loaded: the model.
       group: of the settings, such as "answer".
       given: "name=value" each, what the flag of that name holds; several numbers as "5:10".
+      omit: settings that the command does not read.
 
     Raises:
-      UserError: no such setting (naming the nearest), or one that is not the user's to set, or a
-        value that it cannot have.
+      UserError: no such setting (naming the nearest), or one that is not the user's to set or that
+        would change nothing, or a value that it cannot have.
     """
     from moemoe_jax.config_tree import from_mapping
     from moemoe_jax.experiment import DERIVED
@@ -156,6 +157,8 @@ def changed(loaded, group: str, given: Sequence[str]):
             raise UserError(f"--{group} has {setting!r}; write name=value, as --help shows them")
         if f"{group}.{name}" in DERIVED:
             raise UserError(f"--{group} has {setting!r}, which follows from the run's data")
+        if name in omit:
+            raise UserError(f"--{group} has {setting!r}, which this command does not read")
         values[name] = _read(text, values.get(name, ""), f"--{group} has {setting!r}")
     config = dataclasses.replace(
         loaded.config, **{group: from_mapping(type(settings), values, group)}
@@ -282,6 +285,9 @@ def _quiet() -> None:
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # A warning is for who runs the job: no time, thread and line of code in front of it.
+    plain = logging.Formatter("%(levelname)s: %(message)s")
+    absl_logging.get_absl_handler().setFormatter(plain)
     # Orbax logs through absl; what it logs of a failed write, page after page, it raises as well.
     theirs = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
     absl_logging.get_absl_logger().addFilter(lambda record: theirs not in record.pathname)

@@ -121,6 +121,10 @@ def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
         if not isinstance(node, ml_collections.ConfigDict):
             raise UserError(f"--config.{key}: {passed} is a value and has no settings below it")
         if part not in node:
+            from moemoe_jax.experiment import BY_NAME
+
             hint = nearest(part, list(node))
+            if node and passed.removeprefix("config.") in BY_NAME:
+                hint += " (a config file may add one, a flag cannot)"
             raise UserError(f"--config.{key}: there is no {part} in {passed}{hint}")
         node, passed = node[part], f"{passed}.{part}"

@@ -4,10 +4,13 @@ r"""Answers a split, or any data with gold answers, and prints accuracy and Reca
     python -m launch.evaluate --workdir=runs/dense --input=other.jsonl
     python -m launch.evaluate --workdir=runs/dense --remove_sources=image
     python -m launch.evaluate --workdir=runs/dense --evaluation=bound=clopper_pearson
+    python -m launch.evaluate --workdir=runs/dense --answer=beams=4
 
 Writes eval/<split>/{metrics.json, answers.jsonl, report.html} into the work directory; what of
---input could not be used is listed in a rejects.jsonl beside them. Settings that --evaluation
-changes become part of the folder's name, so that results of other settings stay beside them.
+--input could not be used is listed in a rejects.jsonl beside them. Settings that --answer and
+--evaluation change become part of the folder's name, so that results of other settings stay beside
+them. Calibration is fitted anew for them, and the last one is kept: launch.predict with the same
+--answer has calibrated scores then.
 """
 
 from collections.abc import Sequence
@@ -17,12 +20,16 @@ from absl import flags
 
 from launch import common, process
 from moemoe_jax.evaluation.table import EvalConfig
+from moemoe_jax.inference.config import AnswerConfig
+
+_OF_PREDICT = ("window", "lengths")  # which answers a stream of records
 
 common.define_workdir("The work directory of a trained model.")
 flags.DEFINE_string("split", "test", "The split of the run's data: train, val or test.")
 flags.DEFINE_string("input", "", "Other data with gold answers, in place of --split.")
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
 flags.DEFINE_list("remove_sources", [], "Sources to take away from every product.")
+common.define_changes("answer", AnswerConfig, "answering", "beams=4", omit=_OF_PREDICT)
 common.define_changes(
     "evaluation",
     EvalConfig,
@@ -43,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
     process.trim_after_compilations()
     import jax
 
-    from moemoe_jax.data.pipeline import check_removal
+    from moemoe_jax.data.eval_batches import check_removal
     from moemoe_jax.data.rejects import Rejects
     from moemoe_jax.data.sources import check_spec, open_source
-    from moemoe_jax.evaluation.report import (
-        explain,
+    from moemoe_jax.evaluation.columns import explain
+    from moemoe_jax.evaluation.terminal import (
         format_evidence,
         format_means,
         format_table,
@@ -61,11 +68,12 @@ def main(argv: Sequence[str]) -> None:
     if args.input:
         check_spec(args.input)
     loaded = common.limited(loading.load(workdir, args.checkpoint))
+    loaded = common.changed(loaded, "answer", args.answer, omit=_OF_PREDICT)
     loaded = common.changed(loaded, "evaluation", args.evaluation)
     print(f"model: step {loaded.step} of {workdir.path}", flush=True)
     check_removal(loaded.config.data, args.remove_sources)
     name = args.name or evaluate.results_name(
-        args.input, args.split, args.remove_sources, args.evaluation
+        args.input, args.split, args.remove_sources, [*args.answer, *args.evaluation]
     )
     limit, index = loaded.config.data.max_reject_fraction, jax.process_index()
     of_the_run = Rejects(workdir.rejects, limit, index)
@@ -73,6 +81,12 @@ def main(argv: Sequence[str]) -> None:
         path = workdir.evaluation(name) / workdir.rejects.name
         rejects = Rejects(path, limit, index, anew=True)
         source = open_source(args.input, None, rejects)
+        if len(source.splits) > 1:
+            print(
+                f"note: {args.input} is judged whole, its splits {', '.join(source.splits)} "
+                "together; name one of its files to judge that alone",
+                flush=True,
+            )
     else:
         rejects = of_the_run
         source = evaluate.open_split(loaded.config, args.split, rejects)

@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     workdir = WorkDir.open(args.workdir)
     check_paths(args.input, output, args.overwrite)
     attributes = [name.strip() for name in args.attributes] or workdir.attributes()
+    if not all(attributes):
+        raise UserError("--attributes has a blank name; write it as --attributes=color,material")
     _check_attributes(attributes, workdir)
     run = common.limited(loading.on_own_devices(loading.load(workdir, args.checkpoint)))
     loaded = common.changed(run, "answer", args.answer)

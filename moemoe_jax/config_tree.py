@@ -7,6 +7,7 @@ A dataclass is the schema and holds the defaults. `to_config_dict` unfolds it fo
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -67,7 +68,7 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
 
     Raises:
       UserError: for an unknown key (naming the nearest), a value of the wrong type, or one that the
-        dataclass itself refuses.
+        dataclass itself refuses; names the place.
     """
     _check_group(mapping, path)
     hints = typing.get_type_hints(kind)
@@ -79,10 +80,10 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], path: str = "", **de
     values |= derived
     try:
         return kind(**values)
-    except UserError:
-        raise
     except ValueError as error:
-        raise UserError(str(error)) from None
+        # What stands in `nn` knows no place among the settings.
+        text = str(error)
+        raise UserError(text if path in text else f"{path}: {text}") from None
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
@@ -119,6 +120,8 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path} is {value}; give a finite number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{path} is {value!r}; it must be of type {kind.__name__}")
     return dict(value) if issubclass(kind, Mapping) else value

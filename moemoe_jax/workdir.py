@@ -36,6 +36,15 @@ OPERATIONAL = (
     "train.stall_abort_seconds",
     "answer.",
 )
+# Nor do these, which checkpoints keep a hash of all the same: as the run began.
+HASHED = (
+    "model.fusion.path",
+    "model.moe.dispatch",
+    "model.text.remat",
+    "model.vision.remat",
+    "train.keep_last",
+    "train.save_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,8 @@ class WorkDir:
         if not self.config.exists():
             return False
         saved, wanted = self.read_config(), json.loads(config_json)
-        different = [d for d in differences(saved, wanted) if not d[0].startswith(OPERATIONAL)]
+        free = (*OPERATIONAL, *HASHED)
+        different = [d for d in differences(saved, wanted) if not d[0].startswith(free)]
         if different:
             raise UserError(
                 f"{self.path} belongs to a run with other settings "
@@ -152,7 +162,7 @@ class WorkDir:
 
 
 def fingerprint(config_json: str) -> str:
-    """A hash of the settings that decide what comes out of a run, which its checkpoints keep."""
+    """A hash of the settings that a run began with, its `config.json`, which checkpoints keep."""
     # Whole numbers may come back from a file as whole or with a point.
     settings = _settings(json.loads(config_json, parse_int=float))
     kept = {path: value for path, value in settings if not path.startswith(OPERATIONAL)}

@@ -30,6 +30,8 @@ class Gears:
     def __post_init__(self):
         if self.ratio <= 0:
             raise ValueError(f"gears.ratio is {self.ratio}; give more than 0")
+        if not self.teeth:
+            raise ValueError("a cassette without a cog")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +90,10 @@ def test_missing_keys_keep_their_defaults_and_json_types_fit():
         ({"gears": {"teeth": (1, "x")}}, r"^gears\.teeth is 'x'; it must be of type int$"),
         ({"gears": {"ratio": "fast"}}, r"^gears\.ratio is 'fast'; it must be of type float$"),
         ({"gears": {"ratio": True}}, r"^gears\.ratio is True; it must be of type float$"),
+        ({"gears": {"ratio": float("nan")}}, r"^gears\.ratio is nan; give a finite number$"),
         ({"gears": {"ratio": None}}, r"^gears\.ratio has no value$"),
         ({"gears": {"ratio": -1.0}}, r"^gears\.ratio is -1\.0; give more than 0$"),
+        ({"gears": {"teeth": ()}}, r"^gears: a cassette without a cog$"),
         ({"bell": 1}, r"^bell is 1; it must be of type bool$"),
         ({"labels": 1}, r"^labels is 1; it must be of type Mapping$"),
     ],

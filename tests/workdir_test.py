@@ -9,6 +9,7 @@ SETTINGS = {
     "train": {"seed": 0, "log_every": 20},
     "data": {"threads": 2, "source": "a", "sources": {"text": {"fields": ["title"]}}},
     "mesh": {"data": -1},
+    "model": {"fusion": {"path": "shared"}, "text": {"remat": "none"}},
 }
 
 
@@ -53,7 +54,13 @@ def test_how_a_run_goes_may_change(workdir):
     workdir.claim(text())
     # Whoever stops for too many rejects is told to raise the limit, and to run again.
     limit = {"data__max_reject_fraction": 0.1, "data__cache_text_mib": 0}
-    changed = text(data__threads=8, mesh__data=4, train__log_every=1, **limit)
+    # The first lines of a training say how it can be saved more often.
+    saving = {"train__save_every": 5, "train__keep_last": 9}
+    # A smaller device may have to recompute, and another mesh may need another dispatch.
+    same_numbers = {"model__fusion": {"path": "literal"}, "model__text": {"remat": "full"}}
+    changed = text(
+        data__threads=8, mesh__data=4, train__log_every=1, **limit, **saving, **same_numbers
+    )
     assert workdir.belongs_to(changed)
     workdir.claim(changed)
     assert workdir.read_config() == SETTINGS  # as the run began

@@ -95,7 +95,7 @@ def collate(
     for p, product in enumerate(products):
         for q, example in enumerate(product.examples):
             index[p, q] = table[example.question]
-            ids = reader.answer_ids(example)
+            ids = reader.short_texts.answer_ids(example)
             answers[p, q, : len(ids)] = ids
         valid[p, : len(product.examples)] = True
         for name, value in product.sources.items():
@@ -103,7 +103,7 @@ def collate(
             source_valid[name][p] = True
     question_ids = np.zeros((rows, config.question_tokens), np.int32)
     for question, row in table.items():
-        ids = reader.question_ids(question)
+        ids = reader.short_texts.question_ids(question)
         question_ids[row, : len(ids)] = ids
     return {
         "question_ids": question_ids,

@@ -89,12 +89,12 @@ class AugmentConfig:
     def __post_init__(self):
         _require(
             0.0 < self.crop_scale_min <= 1.0,
-            f"augment.crop_scale_min is {self.crop_scale_min}: give a share of the area in (0, 1]",
+            f"data.augment.crop_scale_min is {self.crop_scale_min}: give a share in (0, 1]",
         )
         for name in ("brightness", "contrast", "word_dropout"):
             value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"augment.{name} is {value}: give a value in [0, 1)")
-        _require_share("augment.hide_probability", self.hide_probability)
+            _require(0.0 <= value < 1.0, f"data.augment.{name} is {value}: give a value in [0, 1)")
+        _require_share("data.augment.hide_probability", self.hide_probability)
 
     @property
     def changes_images(self) -> bool:

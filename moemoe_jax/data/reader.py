@@ -3,7 +3,7 @@
 Reading a product is the costly part of making a batch, so what does not change from epoch to epoch
 (decoded images, tokenised texts, the list of questions) is kept up to a limit.
 
-Shapes: K source and question tokens, L answer tokens, S image side.
+Shapes: K source tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,26 @@ from moemoe_jax.data import hide
 from moemoe_jax.data.cache import BoundedCache
 from moemoe_jax.data.config import DataConfig, SourceConfig
 from moemoe_jax.data.dropout import drop_sources, drop_words, told_questions
-from moemoe_jax.data.examples import Product, check_image_size, source_images
-from moemoe_jax.data.images import ImageError, augment_image, load_image
+from moemoe_jax.data.examples import Product, check_image_size
+from moemoe_jax.data.image_reader import ImageReader
 from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.notes import Notes
 from moemoe_jax.data.questions import Example, examples_of
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
+from moemoe_jax.data.short_texts import ShortTexts
 from moemoe_jax.data.sources import RecordSource
-from moemoe_jax.data.tokenizer import Tokenizer, normalise
+from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.files import shown
-
-# Encoded bytes of an image that decodes in about a millisecond.
-_SMALL_IMAGE = 32_768
 
 
 class ProductReader:
-    """Reads products of one source; safe to share among threads."""
+    """Reads products of one source; safe to share among threads.
+
+    Attributes:
+      short_texts: the tokens of questions and answers.
+      images: the pixels of images.
+    """
 
     def __init__(
         self,
@@ -66,9 +69,9 @@ class ProductReader:
         self.notes = notes
         self._labelled_only = labelled_only
         self._tokenizer = tokenizer
-        self._images = BoundedCache(config.cache_images_mib)
         self._texts = BoundedCache(config.cache_text_mib)
-        self._failed: set[tuple[int, str]] = set()
+        self.short_texts = ShortTexts(tokenizer, config, notes, self._texts)
+        self.images = ImageReader(config, self.reject)
 
     def examples(
         self, index: int, record: Record | None = None, notes: Notes | None = None
@@ -103,17 +106,6 @@ class ProductReader:
                 others = ", ".join(map(shown, unread))
                 notes.add(event, example=f"record {shown(record.id)} with {others}, not read")
 
-    def prime(self, index: int, record: Record) -> None:
-        """Decodes small images that the record holds in itself.
-
-        Such a record (drawn by a program, or read from a large file) would have to be made a
-        second time just for them.
-        """
-        for source in self.config.sources:
-            images = source_images(record, source.fields) if source.kind == "image" else []
-            if images and isinstance(images[0], bytes) and len(images[0]) <= _SMALL_IMAGE:
-                self._image(LazyRecord(self.source, index, record), source, False, None)
-
     def longest_text(self, index: int, record: Record) -> int:
         """The most tokens that a text of the record can have, whatever training takes away.
 
@@ -131,22 +123,8 @@ class ProductReader:
         front = 0
         if config.context_includes_question:
             asked = self.examples(index, record)[1]
-            front = max(len(self.question_ids(one.question)) for one in asked) - 1
+            front = max(len(self.short_texts.question_ids(one.question)) for one in asked) - 1
         return min(config.text_length, front + max(map(len, ids), default=1))
-
-    def question_ids(self, text: str) -> np.ndarray:
-        """Returns a question's tokens, int32 [N <= J]."""
-        config = self.config
-        setting = "question_length" if config.question_length else "text_length"
-        return self._short_text("question", text, text, config.question_tokens, setting)
-
-    def answer_ids(self, example: Example) -> np.ndarray:
-        """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
-        if not example.labelled:
-            return np.zeros(0, np.int32)
-        text = self.config.no_answer_text if example.null else example.answers[0]
-        whose = f"{example.attribute or example.question}: {text}"
-        return self._short_text("answer", text, whose, self.config.answer_length, "answer_length")
 
     def read(
         self,
@@ -176,8 +154,9 @@ class ProductReader:
         hidden = self._hidden(record_id, rng)
 
         def take(source: SourceConfig) -> np.ndarray | None:
-            read = self._image if source.kind == "image" else self._text
-            return read(lazy, source, hidden, rng)
+            if source.kind == "image":
+                return self.images.read(lazy, source, rng)
+            return self._text(lazy, source, hidden, rng)
 
         kept = [one for one in self.config.sources if one.name not in remove_sources]
         taken = ((one.name, take(one)) for one in kept)
@@ -273,58 +252,6 @@ class ProductReader:
         event = f"source {source!r} truncated (data.text_length={self.config.text_length})"
         self.notes.once(event, index, f"record {shown(self.examples(index)[0])}")
 
-    def _image(
-        self,
-        lazy: LazyRecord,
-        source: SourceConfig,
-        hidden: bool,
-        rng: np.random.Generator | None,
-    ) -> np.ndarray | None:
-        """Returns the first image that can be read, uint8 [S, S, 3], or None."""
-        del hidden  # hiding answers changes texts only
-        key = (lazy.index, source.name)
-        pixels = self._images.get(key)
-        if pixels is None and key not in self._failed:
-            pixels = self._load(lazy, source)
-            if pixels is None:
-                self._failed.add(key)
-            else:
-                self._images.put(key, pixels, pixels.nbytes)
-        if pixels is None or rng is None or not self.config.augment.changes_images:
-            return pixels
-        return augment_image(pixels, rng, self.config.augment)
-
-    def _load(self, lazy: LazyRecord, source: SourceConfig) -> np.ndarray | None:
-        size, limit = self.config.image_size, self.config.max_image_pixels
-        for image in source_images(lazy.record, source.fields):
-            try:
-                return load_image(image, size, limit)
-            except ImageError as error:
-                file = None if isinstance(image, bytes) else image
-                self.reject(lazy.record, lazy.index, str(error), file)
-        return None
-
-    def _short_text(
-        self, kind: str, text: str, whose: str, length: int, setting: str
-    ) -> np.ndarray:
-        ids = self._texts.get((kind, text))
-        if ids is None:
-            ids, truncated = self._tokenizer.encode(text, length)
-            if truncated:
-                event = f"{kind} truncated (data.{setting}={length})"
-                self.notes.once(event, text, shown(whose))
-            elif kind == "answer" and text != self.config.no_answer_text:
-                self._note_changed(text, ids, whose)
-            self._texts.put((kind, text), ids, ids.nbytes + len(text))
-        return ids
-
-    def _note_changed(self, answer: str, ids: np.ndarray, whose: str) -> None:
-        """Notes an answer of which the tokenizer makes another: a model that gives it is wrong."""
-        back, wanted = (normalise(one).lower() for one in (self._tokenizer.decode(ids), answer))
-        if back != wanted:
-            event = "answer that the tokenizer changes, which no model can give"
-            self.notes.once(event, answer, f"{shown(whose)}, which comes back as {shown(back)}")
-
     def _with_question(
         self, index: int, sources: dict[str, np.ndarray], question: str
     ) -> dict[str, np.ndarray]:
@@ -333,7 +260,7 @@ class ProductReader:
         Where a product has no text, it is the first text source by itself: else nobody would know.
         """
         texts = [one.name for one in self.config.sources if one.kind == "text"]
-        alone, length = self.question_ids(question), self.config.text_length
+        alone, length = self.short_texts.question_ids(question), self.config.text_length
         joined = dict(sources)
         if not any(name in sources for name in texts):
             joined[texts[0]] = alone

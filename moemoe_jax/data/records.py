@@ -126,7 +126,7 @@ def parse_record(
             sources[name] = parsed
     attributes, alternatives = _attributes(mapping)
     return Record(
-        id=_identity(mapping),
+        id=identity(mapping),
         sources=sources,
         product_type=_optional_text(mapping, "product_type"),
         marketplace=_optional_text(mapping, "marketplace"),
@@ -135,6 +135,23 @@ def parse_record(
         questions=_questions(mapping.get("questions")),
         evidence=_evidence(mapping),
     )
+
+
+def identity(mapping: Mapping[str, Any]) -> str:
+    """The id of a decoded JSON object, as `parse_record` takes it.
+
+    Raises:
+      RecordError: it has none, or one that is neither a text nor a whole number.
+    """
+    value = mapping.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None or value == "":
+        raise RecordError("no id")
+    text = _text(value, "'id'")
+    if not text.strip():
+        raise RecordError("no id")
+    return text
 
 
 def record_to_mapping(record: Record) -> tuple[dict[str, Any], list[Image]]:
@@ -196,24 +213,15 @@ def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise RecordError(f"wrong type: {key!r} is a {_kind(value)}, not an object")
-    return {_text(name, f"a name in {key!r}"): part for name, part in value.items()}
+    found = {_text(name, f"a name in {key!r}").strip(): part for name, part in value.items()}
+    if "" in found or len(found) < len(value):
+        raise RecordError(f"wrong name: one in {key!r} is blank, or twice there but for blanks")
+    return found
 
 
 def _optional_text(mapping: Mapping[str, Any], key: str) -> str | None:
     value = mapping.get(key)
     return (_text(value, repr(key)).strip() or None) if value is not None else None
-
-
-def _identity(mapping: Mapping[str, Any]) -> str:
-    value = mapping.get("id")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if value is None or value == "":
-        raise RecordError("no id")
-    text = _text(value, "'id'")
-    if not text.strip():
-        raise RecordError("no id")
-    return text
 
 
 def _source(name: str, value: Any, base_dir: Any, blobs: Sequence[bytes]) -> SourceValue | None:

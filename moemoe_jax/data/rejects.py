@@ -130,15 +130,16 @@ class Rejects:
         share = min(total / seen, 1.0)
         if share <= self.max_fraction:
             return
-        reason, count = self.reasons.most_common(1)[0]
-        file, line = min(key[:2] for key in self._keys if key[2].split(":", 1)[0] == reason)
+        kind, count = self.reasons.most_common(1)[0]
+        file, line, reason = min(key[:3] for key in self._keys if key[2].split(":", 1)[0] == kind)
+        place = f"{file} line {line}" if line else file
+        more = f" ({detail.strip()})" if (detail := reason.partition(":")[2]) else ""
         listed = f"all are listed in {self.path}; " if self.path is not None else ""
         raise UserError(
             f"{total} of {seen} records were rejected ({share:.1%}), more than the "
             f"{self.max_fraction:.1%} of data.max_reject_fraction; most often ({count} of them): "
-            f"{reason}, first in {file} line {line}; {listed}"
-            "mend the data or raise --config.data.max_reject_fraction (of evaluate and predict: "
-            "--max_reject_fraction)"
+            f"{kind}, first in {place}{more}; {listed}mend the data or raise "
+            "--config.data.max_reject_fraction (outside of training: --max_reject_fraction)"
         )
 
 

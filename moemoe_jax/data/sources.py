@@ -17,7 +17,13 @@ import numpy as np
 
 from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
-from moemoe_jax.data.splits import DEFAULT_FRACTIONS, SPLITS, SplitSource, check_fractions
+from moemoe_jax.data.splits import (
+    DEFAULT_FRACTIONS,
+    SPLITS,
+    SplitSource,
+    check_fractions,
+    id_hash,
+)
 from moemoe_jax.errors import UserError
 from moemoe_jax.files import shown
 
@@ -30,6 +36,9 @@ FORMATS: dict[str, str] = {
     "wdc_pave": "moemoe_jax.data.formats.wdc_pave",
 }
 CATALOGUE = "catalogue"
+
+# A fifth of a second's work, however large a split is.
+_FIRST_IDS = 20_000
 
 
 @runtime_checkable
@@ -89,7 +98,8 @@ def open_splits(
     """Opens several splits of a source, reading each file once; see `open_source`.
 
     Where the source itself comes in splits, ids that are in two of those read are told in a
-    warning: who tests what was trained on learns nothing.
+    warning: who tests what was trained on learns nothing. Of those that are not read, as a training
+    does not read its test split, the first `_FIRST_IDS` ids are looked for among those of train.
     """
     check_fractions(fractions)
     rejects = Rejects() if rejects is None else rejects
@@ -120,6 +130,11 @@ def open_splits(
         }
     rejects.check()
     _warn_of_shared(spec, parts)
+    if hasattr(parts.get("train"), "id_hashes") and hasattr(module, "read_ids"):
+        for split in own:
+            if split not in parts:
+                first = list(itertools.islice(module.read_ids(path, split), _FIRST_IDS))
+                _warn_of_first(spec, split, first, parts["train"])
     return found
 
 
@@ -129,16 +144,25 @@ def _warn_of_shared(spec: str, parts: Mapping[str | None, RecordSource]) -> None
     for (one, source), (other, beside) in itertools.combinations(known, 2):
         shared = np.flatnonzero(np.isin(source.id_hashes(), beside.id_hashes()))
         if shared.size:
-            logging.warning(
-                "%s: %d of the %d ids of split %s are in split %s as well, such as %s; take them "
-                "out of one: results on products that a model was trained on mean little",
-                spec,
-                shared.size,
-                len(source),
-                one,
-                other,
-                shown(source[int(shared[0])].id),
-            )
+            ids = f"{len(source)} ids"
+            _warn(spec, shared.size, ids, one, other, source[int(shared[0])].id)
+
+
+def _warn_of_first(spec: str, split: str, ids: Sequence[str], train: RecordSource) -> None:
+    """Says how many of the first ids of a split are trained on."""
+    hashes = np.array([id_hash(one) for one in ids], np.uint64)
+    shared = np.flatnonzero(np.isin(hashes, train.id_hashes()))
+    if shared.size:
+        first = "first " if len(ids) == _FIRST_IDS else ""
+        _warn(spec, shared.size, f"{first}{len(ids)} ids", split, "train", ids[shared[0]])
+
+
+def _warn(spec: str, count: int, ids: str, one: str, other: str, example: str) -> None:
+    logging.warning(
+        "%s: %d of the %s of split %s are in split %s as well, such as %s; take them out of one: "
+        "results on products that a model was trained on mean little",
+        spec, count, ids, one, other, shown(example),
+    )  # fmt: skip
 
 
 def _pick(opened, own, split, *, spec, fractions, seed) -> RecordSource:
@@ -200,6 +224,11 @@ def resolve(spec: str) -> tuple[ModuleType, Path]:
         raise UserError(
             f"{path} holds data of several formats; write one of "
             + ", ".join(f"'{name}:{path}'" for name in found)
+        )
+    if path.is_file():
+        raise UserError(
+            f"cannot tell the format of {path}: write its records to a .jsonl file, one JSON "
+            "object a line with 'id' and 'sources', or to a .parquet file with these columns"
         )
     raise UserError(
         f"cannot tell the format of {path}: no styles.csv, *.jsonl, *.parquet or "

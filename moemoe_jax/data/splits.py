@@ -61,18 +61,15 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
         raise UserError(f"split fractions {dict(fractions)} sum to more than 1; lower them")
 
 
-def split_of(id: str, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0) -> str:
-    """The split of an id: "train", "val" or "test".
+def splits_of(
+    hashes: np.ndarray, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+) -> np.ndarray:
+    """The split of each id, "train", "val" or "test" [N], by its hash, uint64 [N].
 
     Raises:
       UserError: see `check_fractions`.
     """
     check_fractions(fractions)
-    hashes = np.array([id_hash(id)], np.uint64)
-    return str(_names(hashes, fractions, seed)[0])
-
-
-def _names(hashes: np.ndarray, fractions: Mapping[str, float], seed: int) -> np.ndarray:
     points = unit_points(hashes, seed, "split")
     names = np.full(points.shape, "train", dtype="<U5")
     names[points < fractions.get("val", 0.0)] = "val"
@@ -112,10 +109,9 @@ class SplitSource:
         """
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        check_fractions(fractions)
         self._source = source
         self._hashes = id_hashes(source)
-        self._indices = np.flatnonzero(_names(self._hashes, fractions, seed) == split)
+        self._indices = np.flatnonzero(splits_of(self._hashes, fractions, seed) == split)
         self.name = f"{source.name}[{split}]"
         self.image_size = getattr(source, "image_size", 0)
         self.files_digest = getattr(source, "files_digest", "")

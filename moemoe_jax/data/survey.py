@@ -11,9 +11,13 @@ import dataclasses
 from absl import logging
 import numpy as np
 
+from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import has_any_source
+from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.reader import ProductReader
+from moemoe_jax.data.records import Record
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +62,21 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             f"{source.name} has no record: of few records a split may get none; raise its share "
             "(data.val_fraction, data.test_fraction), or set that to 0 to do without"
         )
-    indices, counts, lengths, known = [], [], [], set()
+    indices, counts, lengths, known, fields = [], [], [], set(), set()
     questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
         record = source[index]
         known.update(record.attributes)
+        fields.update(record.sources)
         if not has_any_source(record, config.sources):
-            reader.reject(record, index, "no source: the record has none of data.sources")
+            reader.reject(record, index, _without_source(record, config))
             continue
         _, examples = reader.examples(index, record, reader.notes)
         if not examples:
             reader.notes.add("products without a question left out")
             continue
-        reader.prime(index, record)
+        reader.images.prime(LazyRecord(source, index, record))
         indices.append(index)
         counts.append(len(examples))
         lengths.append(reader.longest_text(index, record) if measure else 0)
@@ -82,9 +87,10 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             questions.update(dict.fromkeys(example.question for example in examples))
     if not indices:
         raise UserError(
-            f"none of the {len(source)} records has a question to ask: check data.source and "
+            f"none of the {len(source)} records has a question to ask: check the data and "
             f"data.attributes (the records have {', '.join(sorted(known)[:20]) or 'none'})"
         )
+    _warn_of_unread(config, fields)
     known.update(reader.ask)
     for setting in ("attributes", "question_templates"):
         missing = [name for name in getattr(config, setting) if name not in known]
@@ -97,3 +103,25 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         tuple(questions),
         dict(attributes),
     )
+
+
+def _warn_of_unread(config: DataConfig, found: set[str]) -> None:
+    """Warns of a source that no record has, where the records have others that nobody reads."""
+    unread = sorted(found.difference(*(source.fields for source in config.sources)))
+    for source in config.sources if unread else ():
+        fields = [name for name in source.fields if name not in ("product_type", "marketplace")]
+        if fields and not found.intersection(fields):
+            logging.warning(
+                "no record has source %r (%s), but others that data.sources.%s.fields may name: %s",
+                source.name,
+                ", ".join(fields),
+                source.name,
+                ", ".join(map(shown, unread)),
+            )
+
+
+def _without_source(record: Record, config: DataConfig) -> str:
+    """Why a record has nothing to look at: what is read, and what it has in place of it."""
+    fields = ", ".join(field for source in config.sources for field in source.fields)
+    others = ", ".join(map(shown, sorted(record.sources))) or "none"
+    return f"no source: data.sources reads {fields}; the record has {others}"

@@ -60,10 +60,3 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], last_is_mean: boo
         )
         lines.append(f"<tr{mean}><td>{html.escape(row[0])}</td>{cells}</tr>")
     return f'<div class="panel"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def number(value: float | None, unit: str) -> str:
-    """A value as text: unit "%" makes a share a percentage, "score" keeps four digits."""
-    if value is None:
-        return "-"
-    return {"%": f"{100 * value:.1f}%", "score": f"{value:.4f}"}.get(unit) or f"{value:,}"

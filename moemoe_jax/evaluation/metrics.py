@@ -23,7 +23,7 @@ over all attributes (one without answerable answers has no recall and is left ou
 (the last two, and `ece` of an attribute, look at predictions only).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -35,15 +35,27 @@ from moemoe_jax.evaluation.answers import ScoredAnswer
 from moemoe_jax.evaluation.table import EVIDENCE, AnswerTable, EvalConfig, tabulate
 
 LEVELS = (90, 95, 99)
-_AVERAGED = (
-    "accuracy",
-    *(f"recall_at_{level}p" for level in LEVELS),
-    "coverage_at_90p",
-    "ece",
-    "majority",
-)
 # Group -> level ("90") -> score from which answers are published; None publishes nothing.
 Thresholds = Mapping[str, Mapping[str, float | None]]
+
+
+def _ece(score: np.ndarray, correct: np.ndarray, config: EvalConfig) -> float | None:
+    bins = selective.reliability(score, correct, config.ece_bins, config.ece_binning)
+    return selective.calibration_error(bins)
+
+
+OF_PREDICTIONS: dict[str, Callable[[np.ndarray, np.ndarray, EvalConfig], float | None]] = {
+    "ece": _ece,
+}
+"""What follows from an attribute's predictions: (score [N], correct [N], config) to a number, or
+None where it is not defined. One that is added here has its mean over attributes in `top_k`, and a
+column in the report's table and the terminal's."""
+
+
+def _averaged() -> tuple[str, ...]:
+    """What `top_k` has the means of."""
+    recalls = (f"recall_at_{level}p" for level in LEVELS)
+    return ("accuracy", *recalls, "coverage_at_90p", *OF_PREDICTIONS, "majority")
 
 
 def fit_thresholds(
@@ -114,7 +126,8 @@ def evaluate(
     rows = dict(sorted(rows.items(), key=lambda item: -item[1]["count"]))
     top_k = _top_k(rows, config)
     said = table.predicted
-    metrics = {name: top_k["all"][name] for name in _AVERAGED if name not in ("ece", "majority")}
+    pooled = ("majority", *OF_PREDICTIONS)
+    metrics = {name: top_k["all"][name] for name in _averaged() if name not in pooled}
     metrics |= {
         "accuracy_micro": _share(table.correct),
         "accuracy_answerable": _share(table.correct[table.answerable]),
@@ -160,7 +173,7 @@ def _measure(
         "coverage_at_90p": points[90].published / count,
         "precision_at_90p": points[90].precision,
         "threshold_at_90p": points[90].threshold,
-        "ece": _ece(score, correct, config),
+        **{name: measure(score, correct, config) for name, measure in OF_PREDICTIONS.items()},
         "majority": majority,
     }
 
@@ -172,7 +185,7 @@ def _top_k(rows: Mapping[str, Mapping[str, Any]], config: EvalConfig) -> dict[st
     return {
         str(k): {
             "attributes": len(chosen),
-            **{metric: _mean(rows[name][metric] for name in chosen) for metric in _AVERAGED},
+            **{metric: _mean(rows[name][metric] for name in chosen) for metric in _averaged()},
         }
         for k, chosen in [*((k, names[:k]) for k in config.topk), ("all", names)]
     }
@@ -244,11 +257,6 @@ def _counts(table: AnswerTable) -> dict[str, int]:
         "correct": int(table.correct.sum()),
         "attributes": len(table.names),
     }
-
-
-def _ece(score: np.ndarray, correct: np.ndarray, config: EvalConfig) -> float | None:
-    bins = selective.reliability(score, correct, config.ece_bins, config.ece_binning)
-    return selective.calibration_error(bins)
 
 
 def _share(flags: np.ndarray) -> float | None:

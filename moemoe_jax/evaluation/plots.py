@@ -12,21 +12,21 @@ import numpy as np
 from moemoe_jax.evaluation.selective import Reliability, Sweep
 
 INK, ACCENT, SECOND, FAINT = "#1f2933", "#2563eb", "#ea580c", "#cbd2d9"
+_TARGET = 0.9  # the precision to mark
 _POINTS = 400  # a curve of more points looks the same and makes the page heavy
 
 
-def precision_coverage_figure(curves: dict[str, tuple[Sweep, int]], target: float = 0.9):
+def precision_coverage_figure(curves: dict[str, tuple[Sweep, int]]):
     """Precision of the published answers against the share that is published.
 
     Args:
       curves: label -> (counts at every threshold [T], number of labelled answers).
-      target: precision to mark.
 
     Returns:
       A matplotlib Figure.
     """
     figure, axes = _blank("share of answers published", "precision of what is published")
-    lowest = target
+    lowest = _TARGET
     for color, (label, (curve, labelled)) in zip((ACCENT, SECOND), curves.items(), strict=False):
         if not curve.published.size:
             continue
@@ -36,10 +36,10 @@ def precision_coverage_figure(curves: dict[str, tuple[Sweep, int]], target: floa
         marker = "o" if keep.size == 1 else None  # a line of one point would be invisible
         axes.plot(coverage, precision, color=color, linewidth=2, label=label, marker=marker)
         lowest = min(lowest, float(precision.min()))
-    axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axhline(_TARGET, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
-        f"{target:.0%}",
-        (1.0, target),
+        f"{_TARGET:.0%}",
+        (1.0, _TARGET),
         xytext=(-2, 3),
         textcoords="offset points",
         ha="right",

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself, and a table for the terminal.
+"""The report: one HTML page that needs nothing but itself.
 
 Every text that comes from data is escaped: product texts are other people's.
 """
@@ -11,67 +11,12 @@ from typing import Any
 
 from moemoe_jax.evaluation import plots, selective
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct, replacing
-from moemoe_jax.evaluation.html_page import number, page, table
+from moemoe_jax.evaluation.columns import CHOSEN_ON, attribute_rows, columns, explain, number
+from moemoe_jax.evaluation.html_page import page, table
 from moemoe_jax.evaluation.table import EvalConfig, tabulate
 
-_COLUMNS = (  # heading, key, unit: "%" a share, "" a plain number
-    ("answers", "count", ""),
-    ("accuracy", "accuracy", "%"),
-    ("majority", "majority", "%"),
-    ("R@90P", "recall_at_90p", "%"),
-    ("R@95P", "recall_at_95p", "%"),
-    ("R@99P", "recall_at_99p", "%"),
-    ("cov@90P", "coverage_at_90p", "%"),
-    ("thr@90P", "threshold_at_90p", "score"),
-    ("ECE", "ece", "%"),
-)
-_CHOSEN_ON = {"test": "these answers", "val": "the validation answers"}
+_SAMPLES = 12  # right and wrong answers to show, of each
 _WEIGHT_COLORS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#64748b")
-
-
-def format_table(metrics: Mapping[str, Any]) -> str:
-    """Aligned per-attribute table for a terminal, most answers first, with a row of means.
-
-    Args:
-      metrics: from `metrics.evaluate`.
-    """
-    rows = _attribute_rows(metrics)
-    lines = [["attribute", *(heading for heading, _, _ in _COLUMNS)]]
-    lines += [[_printable(name), *cells] for name, cells in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-
-    def align(line):
-        cells = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        return "  ".join([line[0].ljust(widths[0]), *cells]).rstrip()
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    text = [align(line) for line in lines]
-    return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
-
-
-def format_evidence(metrics: Mapping[str, Any]) -> str:
-    """One line for each place where the evidence can be; empty where the records do not say."""
-    return "\n".join(
-        f"evidence {name:6} {row['count']:7} questions   accuracy {number(row['accuracy'], '%')}"
-        for name, row in metrics["by_evidence"].items()
-    )
-
-
-def format_thresholds(metrics: Mapping[str, Any]) -> str:
-    """A line for each way to choose thresholds; empty where there are no validation thresholds."""
-    if "val" not in metrics["by_threshold"]:
-        return ""
-    return "\n".join(
-        f"thresholds chosen on {_CHOSEN_ON[name]:22}  R@90P {number(row['recall_at_90p'], '%'):>6}"
-        f"   right of the published {number(row['precision_at_90p'], '%'):>6}"
-        for name, row in metrics["by_threshold"].items()
-    )
-
-
-def format_means(metrics: Mapping[str, Any]) -> str:
-    """The two means over attributes; "-" for recall where no question has an answer."""
-    names = ("accuracy", "recall_at_90p")
-    return "  ".join(f"{name} {number(metrics[name], 'score')}" for name in names)
 
 
 def write_report(
@@ -94,7 +39,6 @@ def render_report(
     *,
     title: str = "Evaluation",
     config: EvalConfig | None = None,
-    samples: int = 12,
 ) -> str:
     """The report as the text of an HTML page without any external resource.
 
@@ -103,7 +47,6 @@ def render_report(
       metrics: from `metrics.evaluate`.
       title: heading of the page.
       config: the one that `metrics` was computed with.
-      samples: how many right and how many wrong answers to show.
     """
     answers = list(answers)
     config = config or EvalConfig()
@@ -122,7 +65,7 @@ def render_report(
         _top_k(metrics),
         _evidence(metrics),
         _source_weights(answers),
-        _samples(answers, config, samples),
+        _samples(answers, config),
     ]
     return page(title, body)
 
@@ -180,35 +123,10 @@ def _figures(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
     return f'<h2>Confidence</h2><div class="figures">{"".join(panels)}</div>'
 
 
-def explain(config: EvalConfig) -> str:
-    """What the columns of the table of attributes are."""
-    source = _CHOSEN_ON[config.threshold_from]
-    sure = ""
-    if config.bound == "clopper_pearson":
-        sure = f", held with probability {1 - config.bound_delta:.0%} (Clopper-Pearson)"
-    return (
-        f"R@90P is the share of {config.recall_over} questions answered rightly when only"
-        f" {config.score} scores from a threshold up are published, and at least 90% of those are"
-        f" right{sure}; thr@90P is that threshold, chosen on {source}, and cov@90P the share of all"
-        " questions that is then published. majority is the accuracy of always giving the most"
-        " frequent value of an attribute, ECE the mean distance between score and accuracy."
-    )
-
-
-def _attribute_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Names and formatted cells of every attribute, then those of their mean."""
-    rows = sorted(metrics["per_attribute"].items(), key=lambda item: (-item[1]["count"], item[0]))
-    mean = dict(metrics["top_k"]["all"], count=metrics["counts"]["labelled"])
-    return [
-        (name, [number(row.get(key), unit) for _, key, unit in _COLUMNS])
-        for name, row in [*rows, (f"mean of {len(rows)}", mean)]
-    ]
-
-
 def _attribute_table(metrics: Mapping[str, Any]) -> str:
-    rows = _attribute_rows(metrics)
+    rows = attribute_rows(metrics)
     return table(
-        ["attribute", *(heading for heading, _, _ in _COLUMNS)],
+        ["attribute", *(heading for heading, _, _ in columns())],
         [[name, *cells] for name, cells in rows],
         last_is_mean=True,
     )
@@ -219,7 +137,7 @@ def _thresholds(metrics: Mapping[str, Any]) -> str:
         return ""
     keys = ("recall_at_90p", "coverage_at_90p", "precision_at_90p")
     rows = [
-        [_CHOSEN_ON[name], *(number(row[key], "%") for key in keys)]
+        [CHOSEN_ON[name], *(number(row[key], "%") for key in keys)]
         for name, row in metrics["by_threshold"].items()
     ]
     return (
@@ -292,17 +210,17 @@ def _source_weights(answers: Sequence[ScoredAnswer]) -> str:
     )
 
 
-def _samples(answers: Sequence[ScoredAnswer], config: EvalConfig, samples: int) -> str:
+def _samples(answers: Sequence[ScoredAnswer], config: EvalConfig) -> str:
     right, wrong = [], []
     for answer in answers:
         if answer.golds is not None:
             (right if is_correct(answer, config.no_answer_text) else wrong).append(answer)
     # Mistakes made with confidence teach most; right answers are spread evenly over the file.
     wrong.sort(key=lambda a: -a.confidence)
-    right = [right[i * len(right) // samples] for i in range(min(samples, len(right)))]
+    right = [right[i * len(right) // _SAMPLES] for i in range(min(_SAMPLES, len(right)))]
     return (
         "<h2>Wrong answers, surest first</h2>"
-        + _sample_table(wrong[:samples], "wrong")
+        + _sample_table(wrong[:_SAMPLES], "wrong")
         + "<h2>Right answers</h2>"
         + _sample_table(right, "right")
     )
@@ -325,8 +243,3 @@ def _sample_table(answers: Sequence[ScoredAnswer], kind: str) -> str:
         )
     head = "".join(f"<th{' class=n' if h == 'confidence' else ''}>{h}</th>" for h in heads)
     return f'<div class="panel"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which could drive the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

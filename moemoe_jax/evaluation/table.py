@@ -67,12 +67,13 @@ class EvalConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"evaluation {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}"
+                    f"evaluation.{name} is {getattr(self, name)!r}: "
+                    f"choose one of {', '.join(choices)}"
                 )
         if not 0 < self.bound_delta < 1:
-            raise ValueError(f"evaluation bound_delta {self.bound_delta} must be between 0 and 1")
+            raise ValueError(f"evaluation.bound_delta {self.bound_delta} must be between 0 and 1")
         if self.ece_bins < 1 or any(k < 1 for k in self.topk):
-            raise ValueError("evaluation ece_bins and topk must be at least 1")
+            raise ValueError("evaluation.ece_bins and evaluation.topk must be at least 1")
 
 
 class AnswerTable(NamedTuple):

@@ -8,6 +8,7 @@ Shapes: P products, K source tokens, U distinct questions.
 """
 
 from moemoe_jax.models.config import MoEMoEConfig
+from moemoe_jax.models.gates import GATES
 
 _TOKENS = 8  # lengths are multiples of this
 
@@ -29,8 +30,11 @@ def padding_is_read(model: MoEMoEConfig) -> str:
             f"model.fusion.padding=read with mask={fusion.mask} shows the decoder what the encoder "
             "gives at padding"
         )
-    if fusion.gate == "cross":
-        return "model.fusion.gate=cross with padding=read weighs what the encoder gives at padding"
+    if GATES[fusion.gate].reads_sources:
+        return (
+            f"model.fusion.gate={fusion.gate} with padding=read weighs what the encoder gives at "
+            "padding"
+        )
     return ""
 
 

@@ -31,10 +31,10 @@ class CalibrationConfig:
     def __post_init__(self):
         if self.method not in _METHODS:
             raise ValueError(
-                f"calibration method {self.method!r}: choose one of {', '.join(_METHODS)}"
+                f"calibration.method is {self.method!r}: choose one of {', '.join(_METHODS)}"
             )
         if self.min_count < 1:
-            raise ValueError(f"calibration min_count {self.min_count} must be at least 1")
+            raise ValueError(f"calibration.min_count {self.min_count} must be at least 1")
 
 
 def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -180,6 +180,11 @@ class Calibrator:
             if name in self.per_attribute:
                 calibrated[rows] = self.per_attribute[name](confidence[rows])
         return calibrated
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there was an answer to fit it on; else it is the identity."""
+        return self.overall != type(self.overall)()
 
     def to_json(self) -> dict:
         """The calibrator as a dict of JSON types."""

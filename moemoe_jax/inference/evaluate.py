@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.data.notes import Notes
-from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import RecordSource, open_source
 from moemoe_jax.errors import UserError
@@ -52,8 +52,6 @@ def answer_source(
     *,
     name: str = "",
     remove_sources: Sequence[str] = (),
-    ask: Sequence[str] = (),
-    only: Sequence[str] = (),
     calibrator: Calibrator | None = None,
     title: str = "answering",
     say: Say = print,
@@ -66,8 +64,6 @@ def answer_source(
       rejects: where what cannot be used goes.
       name: of the model, written into the answers.
       remove_sources: names of sources to take away from every product.
-      ask: attributes to ask of every record, whether or not it says something about them.
-      only: the attributes to ask at all; by default the run's.
       calibrator: of the confidences.
       title: of the progress bar.
       say: prints a line.
@@ -75,18 +71,13 @@ def answer_source(
     import tqdm
 
     config = loaded.config
-    data = dataclasses.replace(
-        config.data,
-        products_per_batch=config.answer.products_per_batch,
-        attributes=tuple(only) or config.data.attributes,
-    )
+    data = dataclasses.replace(config.data, products_per_batch=config.answer.products_per_batch)
     notes = Notes()
     batches = eval_batches(
         source,
         loaded.tokenizer,
         data,
         remove_sources,
-        ask,
         one_table=not questions_compete(config.model),
         rows=local_rows(loaded.mesh, data.products_per_batch),
         rejects=rejects,

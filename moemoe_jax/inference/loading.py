@@ -167,7 +167,7 @@ def load_calibration(workdir: WorkDir, step: int) -> Calibration | None:
 def calibrator_for(
     loaded: Loaded, workdir: WorkDir, answer: AnswerConfig, say: Callable[[str], None]
 ) -> Calibrator | None:
-    """The run's calibrator, or None where there is none, or `answer` scores in another way.
+    """The run's calibrator, or None where none was fitted, or `answer` scores in another way.
 
     Args:
       loaded: the model, with the run's settings.
@@ -186,7 +186,13 @@ def calibrator_for(
         told = " ".join(f"{name}={value}" for name, value in fitted.items())
         say(
             f"note: no calibrated scores: those were fitted on answers with {told}; answer with "
-            "these settings to have them"
+            "these settings to have them, or fit some by launch.evaluate with yours"
+        )
+        return None
+    if not found.calibrator.fitted:
+        say(
+            "note: no calibrated scores: on the validation records the model gave no answer to fit "
+            "them on; train longer, or with more of them (data.val_fraction)"
         )
         return None
     return found.calibrator

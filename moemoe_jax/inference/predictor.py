@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from moemoe_jax.data.batching import Batch
-from moemoe_jax.data.pipeline import Meta
+from moemoe_jax.data.eval_batches import Meta
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.evaluation.answers import Alternative, ScoredAnswer, is_abstention, normalise
 from moemoe_jax.experiment import ExperimentConfig
@@ -22,7 +22,7 @@ from moemoe_jax.inference.confidence import sequence_confidence
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.decoding import END, decoded
 from moemoe_jax.inference.questions import QuestionTables, encode_table
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import place_batch, replicated
 
@@ -71,8 +71,8 @@ class Predictor:
 
         Args:
           params: the states that, with the graph, make the model.
-          batches: from `data.pipeline.eval_batches`; of several processes each passes its rows and
-            gets the answers of all.
+          batches: from `data.eval_batches`; of several processes each passes its rows and gets the
+            answers of all.
         """
         start, waiting = self.starter(params), None
         for batch, meta in batches:

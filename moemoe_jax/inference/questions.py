@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 import numpy as np
 
 from moemoe_jax.models.config import MoEMoEConfig
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 from moemoe_jax.parallel.axes import using
 from moemoe_jax.parallel.sharding import bytes_on_device
 

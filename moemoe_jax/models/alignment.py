@@ -14,7 +14,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.models.fusion import Encoded, extend_text, mean_pool
+from moemoe_jax.models.encoded import Encoded, extend_text, mean_pool
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.rows import repeat_of
@@ -135,11 +135,17 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def variance(vectors: jax.Array, present: jax.Array) -> jax.Array:
-    """The variance of [P, N] over the products present, a mean over N: for the log alone."""
-    vectors = jax.lax.stop_gradient(vectors).astype(jnp.float32)
-    spread = jnp.mean(jnp.var(vectors, axis=0, where=present[:, None]))
-    return jnp.where(jnp.any(present), spread, 0.0)
+def variance(vectors: Vectors, rows: jax.Array) -> jax.Array:
+    """The variance of each entry over the rows bool [B] that have it, a mean over all that count.
+
+    For the log alone: it has no gradient. Zero where nothing counts.
+    """
+    values, valid = vectors
+    values = jax.lax.stop_gradient(values).astype(jnp.float32)
+    counted = valid & rows[:, None]
+    mean = jnp.sum(values, axis=0, where=counted) / jnp.maximum(jnp.sum(counted, axis=0), 1)
+    squares = jnp.sum((values - mean) ** 2, where=counted)
+    return squares / jnp.maximum(jnp.sum(counted), 1)
 
 
 class TokenProjection(nnx.Module):
@@ -200,20 +206,21 @@ class Alignment(nnx.Module):
           present: bool [P, S].
 
         Returns:
-          float32 [S] losses (eqs 6-7), and float32 [S] variances of the sources' vectors over the
-          products that have them: one that tends to zero is a collapse.
+          float32 [S] losses (eqs 6-7), and float32 [1 + S] variances of the vectors: of the
+          questions that are no padding, and of each source over the products that have it. One
+          that tends to zero is a collapse.
         """
         config = self.config
         last = len(self.reduce) - 1
         questions = self.reduce[0](
             extend_text(question, sources[0].valid.shape[1]), config.mask_padding
         )
-        losses, spreads = [], []
+        losses, spreads = [], [variance(questions, jnp.any(question.valid, axis=1))]
         for s, source in enumerate(sources):
             products = self.reduce[min(s + 1, last)](source, config.mask_padding)
             has = present[:, s]
             pairs = LOSSES[config.loss](questions, products, index, asked, has, config.temperature)
             counted = (asked & has[:, None]).astype(jnp.float32)
             losses.append(jnp.sum(pairs * counted) / jnp.maximum(jnp.sum(counted), 1.0))
-            spreads.append(variance(products[0], has))
+            spreads.append(variance(products, has))
         return jnp.stack(losses), jnp.stack(spreads)

@@ -3,7 +3,9 @@
 import dataclasses
 
 from moemoe_jax.models.alignment import AlignmentConfig
-from moemoe_jax.models.fusion import FusionConfig, check_image_length
+from moemoe_jax.models.encoded import check_image_length
+from moemoe_jax.models.fusion import FusionConfig
+from moemoe_jax.models.gates import GATES
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
@@ -117,6 +119,11 @@ class MoEMoEConfig:
             raise ValueError("data.sources is empty; name at least one source")
         if self.has("image"):
             check_image_length(self.fusion.image_repeat, self.vision.tokens, self.text_length)
+            if self.vision.channels != 3:
+                raise ValueError(
+                    f"model.vision.channels is {self.vision.channels}, but images are read in "
+                    "three colours; set it to 3"
+                )
         self._check_question()
         self._check_routing()
 
@@ -154,7 +161,7 @@ class MoEMoEConfig:
     @property
     def reads_question_padding(self) -> bool:
         """Whether a question is read at all K positions, past its own tokens."""
-        return self.fusion.gate == "token" or not self.alignment.mask_padding
+        return GATES[self.fusion.gate].reads_positions or not self.alignment.mask_padding
 
     def has(self, kind: str) -> bool:
         """Whether any source is of this kind."""

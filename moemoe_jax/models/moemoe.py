@@ -17,20 +17,9 @@ import jax.numpy as jnp
 
 from moemoe_jax.models.alignment import Alignment
 from moemoe_jax.models.config import MoEMoEConfig
-from moemoe_jax.models.fusion import (
-    GATES,
-    Encoded,
-    Fused,
-    counting_tokens,
-    extend_text,
-    fusion_valid,
-    gate_weights,
-    join_sources,
-    literal,
-    mean_pool,
-    repeat_image,
-    source_shares,
-)
+from moemoe_jax.models.encoded import Encoded, extend_text, join_sources, mean_pool, repeat_image
+from moemoe_jax.models.fusion import Fused, fusion_valid, literal
+from moemoe_jax.models.gates import GATES, counting_tokens, gate_weights, source_shares
 from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
@@ -262,7 +251,7 @@ class MoEMoE(nnx.Module):
         """Runs a whole training batch; `key` None is deterministic.
 
         Args:
-          batch: as `data.pipeline` makes it: question_ids [U, J], question_index and question_valid
+          batch: as `data.batching` makes it: question_ids [U, J], question_index and question_valid
             [P, Q], answer_ids [P, Q, L], and sources and source_valid by name.
           key: a PRNG key in training.
         """

@@ -21,7 +21,8 @@ class Outputs:
       vocabulary: float [D, V], by which they are scored.
       alignment: float32 [S], the alignment loss of each source (eqs 6-7); empty without a question
         encoder, or where it was not asked for.
-      alignment_variance: float32 [S], of the sources' alignment vectors over the batch.
+      alignment_variance: float32 [1 + S], of the alignment vectors of the questions and of each
+        source over the batch; empty likewise.
       source_weights: float32 [P, Q, S], the mean weight of each source over the tokens where it
         counts (eq 4).
       moe: statistics of each mixture layer, by "stack/layer".

@@ -168,7 +168,9 @@ def route(
 
 
 # Levels: what the router looks at. (x [R, L, D], valid [R, L], question [R, D] or None) -> the
-# router's input: float [R, L, D], or [R, 1, D] where a row's tokens share their experts.
+# router's input: float [R, L, D], or [R, 1, D] where a row's tokens share their experts. A decoder
+# that answers has but one token at a time: for it, a token's input may follow from that token and
+# the question alone.
 
 
 def _token(x, valid, question):

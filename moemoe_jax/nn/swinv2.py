@@ -80,6 +80,10 @@ class SwinV2Config:
         for name in ("patch_size", "channels", "embed_dim", "window_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if int(self.mlp_ratio * self.embed_dim) < 1:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}, which leaves an MLP no channel")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon is {self.epsilon}; it must be positive")
         smallest = self.patch_size * 2 ** (len(self.depths) - 1)
         if self.image_size < smallest:
             raise ValueError(

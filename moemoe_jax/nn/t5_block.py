@@ -71,24 +71,24 @@ class T5Config:
         sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
         for name in (*sizes, "num_decoder_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"T5Config.{name} is {getattr(self, name)}; it must be positive")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         choices = {"activation": ACTIVATIONS, "dtype": DTYPES, "remat": REMATS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"T5Config.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}"
+                    f"{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}"
                 )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"T5Config.dropout is {self.dropout}; it must be in [0, 1)")
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if self.epsilon <= 0:
-            raise ValueError(f"T5Config.epsilon is {self.epsilon}; it must be positive")
+            raise ValueError(f"epsilon is {self.epsilon}; it must be positive")
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise ValueError(
-                f"T5Config.relative_buckets is {self.relative_buckets}; it must be a multiple of 4"
+                f"relative_buckets is {self.relative_buckets}; it must be a multiple of 4"
             )
         if self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError(
-                f"T5Config.relative_max_distance is {self.relative_max_distance}; it must exceed"
+                f"relative_max_distance is {self.relative_max_distance}; it must exceed"
                 f" relative_buckets / 2 = {self.relative_buckets // 2}"
             )
 

@@ -1,12 +1,14 @@
 """Checkpoints: saved in the background, whole or not at all, restored onto any mesh.
 
-Orbax writes the arrays. Around it stand the rules that a person relies on: the last few and the
-best are kept, each has a manifest that every bit of it is held against before it is used, a
-damaged one is named and the one before is used, a tree that does not fit is refused leaf by leaf
-before anything is loaded. Random keys are not stored: they follow from the seed and the step.
+Orbax writes the arrays (`array_manager`). Around it stand the rules that a person relies on: the
+last few and the best are kept, each has a manifest that every bit of it is held against before it
+is used, a damaged one is named and the one before is used, a tree that does not fit is refused leaf
+by leaf before anything is loaded. Random keys are not stored: they follow from the seed and the
+step.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import math
 import os
 from typing import Any, NamedTuple
@@ -14,16 +16,15 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 import jax
-import orbax.checkpoint as ocp
 
 from moemoe_jax.errors import UserError
-from moemoe_jax.parallel.processes import is_primary
+from moemoe_jax.parallel.processes import barrier, is_primary
 from moemoe_jax.training import checkpoint_trees as trees
 from moemoe_jax.training import damage, disk, manifest
+from moemoe_jax.training.array_manager import ArrayManager
 from moemoe_jax.training.checksums import checksums
 from moemoe_jax.training.manifest import Manifest
 from moemoe_jax.training.retention import LastAndBest
-from moemoe_jax.training.sealing import sealed_folder
 
 ROOM = 2**20  # bytes that a checkpoint may take beside its arrays
 
@@ -79,22 +80,8 @@ class Checkpoints:
         self._sign = -1.0 if best_mode == "min" else 1.0
         self._saving: dict[int, Manifest] = {}  # what was saved here, without the files
         self._verified: dict[int, Manifest] = {}  # whose files were compared with it
-        self._manager = _Manager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LastAndBest(keep_last, keep_best, self._score),
-                temporary_path_class=sealed_folder(self.directory, self._seal),
-                # What Orbax keeps beside the arrays may be damaged: it is not read unverified.
-                lightweight_initialize=True,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            item_handlers={
-                damage.ARRAYS: ocp.PyTreeCheckpointHandler(
-                    save_concurrent_gb=None if in_flight is None else in_flight / 10**9
-                ),
-            },
-        )
+        keep = LastAndBest(keep_last, keep_best, self._score)
+        self._manager = ArrayManager(self.directory, keep, self._seal, read_only, in_flight)
 
     def save(
         self,
@@ -132,9 +119,7 @@ class Checkpoints:
                 f"step {step} is older than checkpoint {self.steps()[-1]} in {self.directory}: "
                 "use another work directory or delete the newer checkpoints"
             )
-        values = {name: float(value) for name, value in (metrics or {}).items()}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        document = {**(meta or {}), "step": step, "metrics": finite}
+        document = {**(meta or {}), "step": step, "metrics": _finite(metrics or {})}
         leaves = {name: trees.storable(name, leaf) for name, leaf in trees.flatten(state).items()}
         disk.require_room(self.directory, sum(leaf.nbytes for leaf in leaves.values()) + ROOM)
         described = manifest.describe(leaves, checksums(leaves))
@@ -143,10 +128,25 @@ class Checkpoints:
         self._saving[step] = Manifest.of(step, self._config, document, described)
         self._verified.pop(step, None)
         with disk.told_as_os_errors(self.directory):
-            self._manager.save(
-                step, args=_arrays(ocp.args.PyTreeSave(trees.nest(leaves))), force=True
-            )
+            self._manager.save_arrays(step, trees.nest(leaves))
         return True
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a checkpoint, if there is one of this step, the metrics of a later evaluation.
+
+        Raises:
+          DamagedError: when it is not what was saved.
+        """
+        if step not in self.steps():
+            return
+        self.wait()
+        saved, place = self._verify(step), self._place(step)
+        ranked = dataclasses.replace(saved, meta={**saved.meta, "metrics": _finite(metrics)})
+        if is_primary():
+            manifest.replace(place, ranked)
+        barrier(f"step {step} is ranked")
+        self._saving.pop(step, None)
+        self._verified[step] = ranked
 
     def _seal(self, folder: epath.Path, step: int) -> None:
         """Writes the manifest of a save that is complete."""
@@ -238,19 +238,10 @@ class Checkpoints:
             )
         nested = trees.nest(wanted)
         try:
-            result = self._manager.restore(
-                step,
-                args=_arrays(
-                    ocp.args.PyTreeRestore(
-                        item=nested,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
-                        partial_restore=partial,
-                    )
-                ),
-            )
+            result = self._manager.restore_arrays(step, nested, partial)
         except (ValueError, OSError) as error:
             raise damage.DamagedError(place, str(error)) from error
-        leaves = trees.flatten(result[damage.ARRAYS])
+        leaves = trees.flatten(result)
         found = checksums(leaves)
         wrong = [name for name in wanted if found[name] != saved.leaves[name].checksum]
         if wrong:
@@ -307,19 +298,7 @@ class Checkpoints:
         self.close()
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves it to `stopping.Stop` to ask whether to stop.
-
-    Orbax would ask as well, under the number of the step, where `Stop` has a count of its own. JAX
-    knows of one count alone: it would wait for a number that `Stop` is past, or far from, and the
-    training would go on.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """No; never asks."""
-        del step
-        return False
-
-
-def _arrays(args: ocp.args.CheckpointArgs) -> ocp.args.Composite:
-    return ocp.args.Composite(**{damage.ARRAYS: args})
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a manifest can hold."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -82,7 +82,8 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("epochs", "steps", "eval_every", "eval_products", "save_every", "keep_best"):
+        counts = ("epochs", "steps", "eval_every", "eval_products", "save_every", "keep_best")
+        for name in (*counts, "samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         for name in ("stall_seconds", "stall_abort_seconds"):

@@ -4,6 +4,7 @@ The devices need not be here: a laptop plans for a pod.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from flax import nnx
 import jax
@@ -28,7 +29,8 @@ def dry_run(
     """Says where every parameter would lie, and behind that what it comes to on a device.
 
     The data are left alone. The vocabulary is that of the tokenizer that the run has or names;
-    before there is one, `data.tokenizer_vocab_size` stands in.
+    before there is one, `data.tokenizer_vocab_size` stands in. So it does where the model to start
+    from is yet to be trained.
 
     Args:
       mapping: the settings; see `experiment`.
@@ -38,6 +40,11 @@ def dry_run(
     Raises:
       UserError: for settings that do not fit each other or the mesh.
     """
+    start = mapping.init.work_dir
+    if start and not workdir.config.exists() and not WorkDir(Path(start)).config.exists():
+        say(f"init: {start} is no work directory yet; planned without it")
+        mapping = mapping.copy_and_resolve_references()
+        mapping.init.work_dir = ""
     mapping = with_vocabulary(mapping, workdir)
     config = from_config_dict(mapping, _vocabulary(mapping, workdir, say))
     run = plan(config, _STEPS_PER_EPOCH, abstract_mesh(config.mesh))

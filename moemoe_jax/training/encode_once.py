@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from moemoe_jax.data.batching import Batch, neutral_sources
-from moemoe_jax.data.pipeline import TrainBatches
+from moemoe_jax.data.train_batches import TrainBatches
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.parallel.axes import shards, using

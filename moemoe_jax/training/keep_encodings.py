@@ -14,7 +14,7 @@ import shutil
 from flax import nnx
 import jax
 
-from moemoe_jax.data.pipeline import TrainBatches
+from moemoe_jax.data.train_batches import TrainBatches
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.fingerprint import content_digest, input_digest, what_matters
 from moemoe_jax.parallel.processes import barrier, is_primary

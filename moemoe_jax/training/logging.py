@@ -123,7 +123,6 @@ class Progress:
       total_steps: of the whole run.
       start_step: where this process begins (after a resume).
       log_every: a plain line each so many steps, and one at the last step.
-      title: stands in front.
       terminal: draw a bar; by default when stderr, where the bar goes, is a terminal.
       stream: where plain lines go; stdout unless told otherwise.
     """
@@ -134,12 +133,11 @@ class Progress:
         start_step: int = 0,
         *,
         log_every: int = 100,
-        title: str = "train",
         terminal: bool | None = None,
         stream: TextIO | None = None,
     ):
         self._total, self._first = total_steps, start_step
-        self._every, self._title = max(1, log_every), title
+        self._every = max(1, log_every)
         self._stream = stream or sys.stdout
         self._silent = jax.process_index() != 0
         self._began = time.monotonic()  # of the steps after `_first`
@@ -147,7 +145,7 @@ class Progress:
         if (sys.stderr.isatty() if terminal is None else terminal) and not self._silent:
             import tqdm
 
-            self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=title, unit="step")
+            self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc="train", unit="step")
 
     @contextlib.contextmanager
     def compiling(self, step: int) -> Iterator[None]:
@@ -156,7 +154,7 @@ class Progress:
         That does not count for the time that is left, nor does all that came before the first.
         """
         began = time.monotonic()
-        self.note(f"{self._title}: compiling the training step ...")
+        self.note("train: compiling the training step ...")
         yield
         took = time.monotonic() - began
         self._began += took
@@ -164,7 +162,7 @@ class Progress:
             self._first, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.unpause()
-        self.note(f"{self._title}: compiled in {took:.0f} s, with step {step}")
+        self.note(f"train: compiled in {took:.0f} s, with step {step}")
 
     def update(
         self, step: int, loss: float | None = None, examples_per_second: float | None = None
@@ -186,7 +184,7 @@ class Progress:
                 self._bar.set_postfix(numbers, refresh=False)
             self._bar.update(step - self._bar.n)
         elif step % self._every == 0 or step == self._total:
-            parts = [f"{self._title} {step}/{self._total}"]
+            parts = [f"train {step}/{self._total}"]
             parts += [f"{name} {value}" for name, value in numbers.items()]
             self._print("  ".join([*parts, f"left {self._left(step)}"]))
 

@@ -108,13 +108,14 @@ def _set_up(
     config = from_config_dict(mapping, data.tokenizer.vocab_size)
     run = plan(config, data.train.steps_per_epoch)
     connect(run.mesh)
+    validation = None if data.val is None else Validation(config, run, data)
     checkpoints = Checkpoints(
         workdir.checkpoints,
         keep_last=config.train.keep_last,
         keep_best=config.train.keep_best,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        config=fingerprint(document),
+        config=fingerprint(workdir.config.read_text() if resuming else document),
     )
     stack.enter_context(_closing(checkpoints))
     start = workdir if resuming else None
@@ -129,7 +130,7 @@ def _set_up(
     goodput.goes_on_from(int(state.step))
     say(parameter_table(run.model, config.train.trainable))
     encoded = keep_encodings(config, run, data.train, frozen, workdir, say)
-    trainer = _Trainer(config, run, data, workdir, checkpoints, frozen, encoded, ledger)
+    trainer = _Trainer(config, run, data, validation, workdir, checkpoints, frozen, encoded, ledger)
     return trainer, state, goodput
 
 
@@ -156,6 +157,7 @@ class _Trainer:
         config: ExperimentConfig,
         run: Run,
         data: Data,
+        validation: Validation | None,
         workdir: WorkDir,
         checkpoints: Checkpoints,
         frozen: nnx.State,
@@ -163,13 +165,13 @@ class _Trainer:
         ledger: Ledger,
     ):
         self.config, self.plan, self.data, self.workdir = config, run, data, workdir
+        self.validation = validation
         self.checkpoints, self.frozen, self.ledger = checkpoints, frozen, ledger
         self.encoded = encoded
         self.metrics: dict[str, float] = {}
         self.every = config.train.eval_every or run.steps_per_epoch
         self.step = jitted_step(config, run)
         self.programs = Programs(len(config.data.text_lengths))
-        self.validation = None if data.val is None else Validation(config, run, data)
 
     def _evaluates(self, step: int) -> bool:
         return step > 0 and (step % self.every == 0 or step == self.plan.total_steps)
@@ -271,6 +273,9 @@ class _Trainer:
                 self.progress.note(f"val at step {number}: left, to stop; it is done on resuming")
                 return False
             self.metrics = self.validation.judge(answers)
+        # Where it was owed, there is a checkpoint already. Ranked before the evaluation is on
+        # record: a run that is killed in between owes it still.
+        self.checkpoints.rank(number, self.metrics)
         values = {f"val/{k}": v for k, v in self.metrics.items()} | {"val/questions": len(answers)}
         self.writer.write(number, values)
         shown = "  ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())

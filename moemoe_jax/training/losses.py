@@ -31,6 +31,9 @@ class LossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        for name in ("align_weight", "aux_weight", "z_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.aux_reduce not in ("sum", "mean"):
             raise ValueError(f"loss.aux_reduce is {self.aux_reduce!r}; use sum or mean")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -44,7 +47,7 @@ def objective(
 
     Args:
       outputs: of the forward pass.
-      batch: the (micro-)batch; see `data.pipeline`.
+      batch: the (micro-)batch; see `data.batching.collate`.
       config: the weights.
       tokens: float32 scalar, the answer tokens that the cross-entropy is a mean over: those of one
         micro-batch on average, so that accumulated micro-batches of uneven length weigh every
@@ -89,8 +92,10 @@ def _statistics(outputs: Outputs, batch: dict) -> dict[str, jax.Array]:
     stats = {"source_weights": mean_weights / jnp.maximum(jnp.sum(asked), 1.0)}
     if outputs.alignment.shape[0]:
         stats["loss/align"] = outputs.alignment
-        stats["align_variance"] = outputs.alignment_variance
+        stats["align_variance_of_questions"] = outputs.alignment_variance[0]
+        stats["align_variance"] = outputs.alignment_variance[1:]
     for name, layer in outputs.moe.items():
+        stats[f"moe/{name}/aux_loss"] = layer.aux_loss
         stats[f"moe/{name}/load"] = layer.load
         stats[f"moe/{name}/dropped"] = layer.dropped
         stats[f"moe/{name}/entropy"] = layer.entropy

@@ -92,7 +92,9 @@ class OptimizerConfig:
         growing = all(a < b for a, b in zip((0, *self.step_epochs), self.step_epochs, strict=False))
         _check(growing, f"step_epochs {self.step_epochs} must be whole epochs from 1 on, growing")
         if self.name == "adam" and self.weight_decay:
-            raise UserError("optimizer.weight_decay is set, but adam has none: use adamw")
+            raise UserError(
+                "optimizer.weight_decay is set, but adam has none: set it to 0, or use adamw"
+            )
         if self.schedule == "rsqrt" and not self.warmup_steps:
             raise UserError("optimizer.schedule rsqrt decays from the warm-up: set warmup_steps")
 

@@ -11,10 +11,10 @@ import ml_collections
 import optax
 
 from moemoe_jax.data.examples import corpus
-from moemoe_jax.data.pipeline import TrainBatches, train_batches
 from moemoe_jax.data.rejects import Rejects
-from moemoe_jax.data.sources import RecordSource, open_splits
+from moemoe_jax.data.sources import RecordSource, open_splits, own_splits
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.data.train_batches import TrainBatches, train_batches
 from moemoe_jax.experiment import ExperimentConfig, from_config_dict, read_settings
 from moemoe_jax.inference.loading import load, place
 from moemoe_jax.models.build import abstract_model, create_model
@@ -76,6 +76,11 @@ def open_data(mapping: dict[str, Any], workdir: WorkDir, resuming: bool, say: Sa
     data = config.data
     rejects = Rejects(workdir.rejects, data.max_reject_fraction, jax.process_index())
     splits = ("train", "val") if data.val_fraction else ("train",)
+    if not data.val_fraction and "val" in own_splits(data.source):
+        say(
+            f"note: {data.source} has a val split, which is not used, as data.val_fraction is 0; "
+            "any other value uses all of it"
+        )
     sources = open_splits(
         data.source,
         splits,
@@ -109,7 +114,13 @@ def _tokenizer(
 ) -> Tokenizer:
     if config.init.work_dir:
         # The embeddings belong to its tokens.
-        return Tokenizer.load(WorkDir.open(config.init.work_dir).tokenizer)
+        start = WorkDir.open(config.init.work_dir)
+        if config.data.tokenizer:
+            say(
+                f"tokenizer: that of {start.path}, whose token tables are taken; "
+                f"data.tokenizer={config.data.tokenizer} is not read"
+            )
+        return Tokenizer.load(start.tokenizer)
     if config.data.tokenizer:
         return Tokenizer.load(config.data.tokenizer)
     say("tokenizer: training on the texts of the training split")
@@ -263,6 +274,8 @@ def first_state(
             f"init: step {loaded.step} of {start.path}: {len(taken.copied)} parameters "
             f"copied, {len(taken.upcycled)} upcycled to experts, {len(taken.fresh)} new"
         )
+    elif config.init.expert_noise:
+        say("init: random values; init.expert_noise is for experts made of a dense model's blocks")
     _, trained, frozen = split_trainable(model, config.train.trainable)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     frozen = jax.device_put(frozen, places[1])

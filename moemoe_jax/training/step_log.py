@@ -59,7 +59,8 @@ class StepLog:
             raise UserError(
                 f"the loss or a gradient was not finite for {values['train/skipped_in_a_row']:.0f} "
                 f"steps in a row, up to step {number}; lower optimizer.learning_rate, or set "
-                "optimizer.clip_norm; the last good checkpoint is kept"
+                "optimizer.clip_norm, in another --workdir, which can start from this one's best "
+                "checkpoint (--config.init.work_dir)"
             )
 
 

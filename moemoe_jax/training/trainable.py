@@ -65,7 +65,7 @@ def check_trainable(trainable: str) -> None:
       UserError: when `trainable` is not all, experts or backbone.
     """
     if trainable not in FILTERS:
-        raise UserError(f"trainable is {trainable!r}: choose one of {', '.join(FILTERS)}")
+        raise UserError(f"train.trainable is {trainable!r}: choose one of {', '.join(FILTERS)}")
 
 
 def split_trainable(
@@ -82,7 +82,7 @@ def split_trainable(
     check_trainable(trainable)
     counts = count_parameters(model)
     if trainable == "experts" and not counts["experts"]:
-        raise UserError("trainable is experts, but the model has none: set model.moe_layers")
+        raise UserError("train.trainable is experts, but the model has none: set model.moe_layers")
     return nnx.split(model, FILTERS[trainable], nnx.Param)
 
 

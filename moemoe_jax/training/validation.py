@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import itertools
 
-from moemoe_jax.data.pipeline import eval_batches
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.evaluation.answers import ScoredAnswer, is_correct
 from moemoe_jax.evaluation.metrics import evaluate
 from moemoe_jax.experiment import ExperimentConfig

@@ -1,5 +1,6 @@
 """Every config builds at full size, says what its table says, and takes a step at toy size."""
 
+import copy
 import dataclasses
 import importlib
 import pathlib
@@ -122,7 +123,9 @@ def compile_step(config, run):
     """A step that takes the loss's weights as arguments, so that they are nothing to compile."""
 
     def step(state, frozen, batch, align_weight, aux_weight):
-        loss = dataclasses.replace(config.loss, align_weight=align_weight, aux_weight=aux_weight)
+        loss = copy.copy(config.loss)
+        for name, weight in (("align_weight", align_weight), ("aux_weight", aux_weight)):
+            object.__setattr__(loss, name, weight)  # traced, it has no sign to be refused for
         one = make_train_step(run.graph, run.optimizer, run.schedule, loss, mesh=run.mesh, seed=0)
         return one(state, frozen, batch)
 
@@ -187,8 +190,12 @@ def test_the_base_model_is_the_paper_s_with_eight_experts():
     assert config.model.moe.num_experts == 8
     assert config.optimizer == from_config_dict(paper.get_config()).optimizer
     assert config.model.text.vocab_size == 32_128
-    experts = from_config_dict(moemoe_base.get_config("experts"))
+    # `qga` has as many rows as its tokenizer has pieces, and the experts start from it.
+    experts = from_config_dict(moemoe_base.get_config("experts"), 32_100)
     assert (experts.train.trainable, experts.init.work_dir) == ("experts", "runs/qga")
+    assert experts.model.text == dataclasses.replace(
+        from_config_dict(table4.get_config("qga"), 32_100).model.text, dtype="bfloat16"
+    )
 
 
 def test_the_scale_model_spreads_64_experts():

@@ -11,10 +11,10 @@ import pytest
 
 from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import corpus
-from moemoe_jax.data.pipeline import train_batches
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import open_source
 from moemoe_jax.data.tokenizer import Tokenizer
+from moemoe_jax.data.train_batches import train_batches
 from moemoe_jax.errors import UserError
 
 LONG_QUESTION = "which " * 60

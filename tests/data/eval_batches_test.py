@@ -1,11 +1,15 @@
 """Evaluation: every question once, in order, with sources taken away."""
 
+import chex
+import jax
 import numpy as np
 import pytest
 
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.data.records import Question
+from moemoe_jax.data.splits import SplitSource
 from moemoe_jax.errors import UserError
-from tests.data.products import ListSource, evaluate, png, product, products
+from tests.data.products import ListSource, evaluate, make_config, png, product, products
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])
@@ -51,14 +55,6 @@ def test_batches_share_one_table_where_it_has_room_for_all_questions(tokenizer, 
         np.testing.assert_array_equal(asked, theirs)
 
 
-def test_evaluation_can_ask_what_the_record_does_not_say(tokenizer):
-    batches = evaluate(tokenizer, products(1), ask=("brand",), questions_per_product=5)
-    ((batch, meta),) = batches
-    assert [e.attribute for e in meta[0]] == ["colour", "sleeve", "size", "fit", "brand"]
-    assert meta[0][4].answers is None
-    assert (batch["answer_ids"][0, 4] == 0).all()
-
-
 def test_a_source_can_be_removed_for_evaluation(tokenizer):
     (batch, meta), *_ = evaluate(tokenizer, remove=("image",))
     assert not batch["source_valid"]["image"].any()
@@ -73,3 +69,30 @@ def test_a_source_can_be_removed_for_evaluation(tokenizer):
         evaluate(tokenizer, remove=("video",))
     with pytest.raises(UserError, match="keep at least one"):
         evaluate(tokenizer, remove=("image", "text"))
+
+
+def test_of_several_processes_each_knows_all_questions_of_an_evaluation(tokenizer):
+    source = products(6)
+    # The last has no readable source, which only the process that makes its row finds.
+    broken = product(6, sources={"image": b"no image"}, product_type=None)
+    source.records.append(broken)
+    whole = list(evaluate(tokenizer, source))
+    for rows in [(0, 1), (2, 3)]:
+        for (part, told), (batch, meta) in zip(
+            evaluate(tokenizer, source, rows=rows), whole, strict=True
+        ):
+            mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
+            chex.assert_trees_all_equal(part, mine | {"question_ids": batch["question_ids"]})
+            # `question_valid`, put together from all processes, has the last word.
+            asked = [
+                tuple(e for e, valid in zip(row, ok, strict=False) if valid)
+                for row, ok in zip(told, batch["question_valid"], strict=True)
+            ]
+            assert asked == meta
+            assert [told[row] for row in rows] == [meta[row] for row in rows]
+
+
+def test_a_split_without_a_record_is_told_with_what_to_do(tokenizer):
+    empty = SplitSource(products(3), "val", {"val": 0.01})
+    with pytest.raises(UserError, match=r"\[val\] has no record.*data\.val_fraction.*to 0"):
+        eval_batches(empty, tokenizer, make_config())

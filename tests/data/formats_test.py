@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moemoe_jax.data.formats.parquet_writer import write_parquet
-from moemoe_jax.data.records import Question, Record
+from moemoe_jax.data.formats import jsonl
+from moemoe_jax.data.formats.images import embedded
+from moemoe_jax.data.records import Question, Record, RecordError
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import open_source
 from moemoe_jax.errors import UserError
@@ -15,19 +16,6 @@ HEADER = (
     "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,"
     "productDisplayName\n"
 )
-
-
-class Listed:
-    name, splits = "listed", ()
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 def test_fashion_folder(tmp_path):
@@ -75,6 +63,39 @@ def test_where_a_line_is_no_json_is_told_by_its_own_columns(tmp_path):
     listed = [json.loads(line) for line in rejects.path.read_text().splitlines()]
     told = [(one["line"], re.search(r"column \d+", one["reason"])[0]) for one in listed]
     assert told == [(1, "column 11"), (2, "column 10"), (3, "column 2")]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            '{"id": "1", "sources": {"title',
+            "Unterminated string starting at column 25; the line seems cut",
+        ),
+        ("id,title,color", "Expecting value at column 1"),
+        ("{", "double quotes at column 2; a record must stand in one line"),
+        ('{"id": "1", "attributes": {"color": "red", "color": "blue"}}', "'color'; keep one"),
+        ('{"id": "1", "sources": {}, "id": "2"}', "key twice in one object: 'id'; keep one"),
+    ],
+)
+def test_what_a_line_may_be_is_told(line, reason):
+    with pytest.raises(RecordError) as error:
+        jsonl.load_json(line)
+    assert reason in str(error.value)
+    assert ("cut short" in str(error.value)) == ("cut" in reason)
+
+
+def test_a_key_twice_in_a_text_column_of_parquet_is_rejected(tmp_path):
+    texts = ['{"color": "red"}', '{"color": "red", "color": "blue"}']
+    rows = [
+        {"id": str(n), "sources": {"title": "t"}, "attributes": text}
+        for n, text in enumerate(texts)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    rejects = Rejects(None, 1.0)
+    (record,) = open_source(str(tmp_path), rejects=rejects)
+    assert record.attributes == {"color": "red"}
+    assert rejects.reasons == {"key twice in one object": 1}
 
 
 def test_fashion_lines_that_are_no_csv_are_rejected(tmp_path):
@@ -127,32 +148,64 @@ def test_wdc_pave(tmp_path):
     assert rejects.reasons == {"wrong type": 1, "no 'target_scores'": 1}
 
 
-def test_parquet_round_trip_with_images(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8file")
-    records = [
+def test_parquet_with_maps_lists_and_images_inside(tmp_path):
+    text = pa.string()
+    question = pa.struct([("question", text), ("answers", pa.list_(text))])
+    sources = [("title", text), ("bullets", pa.list_(text)), ("image", pa.binary())]
+    schema = pa.schema(
+        [
+            ("id", text),
+            ("sources", pa.struct(sources)),
+            ("product_type", text),
+            ("marketplace", text),
+            ("attributes", pa.map_(text, text)),
+            ("alternatives", pa.map_(text, pa.list_(text))),
+            ("questions", pa.list_(question)),
+            ("evidence", pa.map_(text, text)),
+        ]
+    )
+    rows = [
+        {
+            "id": "a",
+            "sources": {"title": "Blue", "bullets": ["one", "two"], "image": b"\xff\xd8file"},
+            "product_type": "SHIRT",
+            "marketplace": "IN",
+            "attributes": [("color", "blue"), ("sleeve", None)],
+            "alternatives": [("color", ["blue", "navy"])],
+            "questions": [{"question": "Which?", "answers": ["this", None]}, {"question": "Why?"}],
+            "evidence": [("color", "both")],
+        },
+        {"id": "b", "sources": {"image": b"\x00\xffbytes"}},
+        {"id": "c", "sources": {"title": "No picture"}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet", row_group_size=2)
+    assert list(open_source(str(tmp_path / "a.parquet"))) == [
         Record(
             "a",
-            {"title": "Blue", "bullets": ("one", "two"), "image": tmp_path / "a.jpg"},
+            {"title": "Blue", "bullets": ("one", "two"), "image": b"\xff\xd8file"},
             "SHIRT",
             "IN",
             {"color": "blue", "sleeve": None},
             {"color": ("blue", "navy")},
-            (Question("Which?", ("this", None)), Question("Unknown?")),
+            (Question("Which?", ("this", None)), Question("Why?")),
             {"color": "both"},
         ),
         Record("b", {"image": b"\x00\xffbytes"}),
-        Record("c", {"title": "No picture", "image": tmp_path / "gone.jpg"}),
+        Record("c", {"title": "No picture"}),
     ]
-    rejects = Rejects()
-    out = tmp_path / "out" / "a.parquet"
-    assert write_parquet(Listed(records), out, rejects, rows_per_group=2) == 3
-    assert rejects.reasons == {"unreadable image": 1}
-    source = open_source(str(out))
-    assert source[0].image("image") == b"\xff\xd8file"
-    assert {**vars(source[0]), "sources": {}} == {**vars(records[0]), "sources": {}}
-    assert source[0].sources["bullets"] == ("one", "two")
-    assert source[1] == records[1]
-    assert source[2] == Record("c", {"title": "No picture"})
+
+
+def test_an_image_that_cannot_be_put_inside_is_listed_as_its_file(tmp_path):
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    record = Record("c", {"title": "No picture", "image": tmp_path / "gone.jpg"})
+    assert embedded(record, "listed", 3, rejects) == Record("c", {"title": "No picture"})
+    (listed,) = map(json.loads, rejects.path.read_text().splitlines())
+    assert listed == {
+        "file": str(tmp_path / "gone.jpg"),
+        "line": 0,
+        "reason": "unreadable image: No such file or directory",
+        "id": "c",
+    }
 
 
 def test_parquet_of_others(tmp_path):

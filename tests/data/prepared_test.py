@@ -58,8 +58,10 @@ def all_images(record):
 def test_an_image_that_cannot_be_made_smaller_is_a_reject(tmp_path):
     broken = encoded(photo(100, 100))[:-400]
     source = ListSource([Record("a", {"title": "t", "image": broken}), product(1)])
-    rejects = Rejects()
+    rejects = Rejects(tmp_path / "rejects.jsonl")
     write_tfds({"train": source}, tmp_path, rejects, image_size=SIZE)
     assert rejects.reasons == {"unreadable image": 1}
+    (listed,) = map(json.loads, rejects.path.read_text().splitlines())
+    assert (listed["file"], listed["line"], listed["id"]) == (source.name, 1, "a")
     prepared = open_source(str(tmp_path), "train", fractions={})
     assert [sorted(prepared[i].sources) for i in range(2)] == [["title"], ["image", "title"]]

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from moemoe_jax.data.config import AugmentConfig, DataConfig
-from moemoe_jax.data.pipeline import eval_batches, train_batches
+from moemoe_jax.data.eval_batches import eval_batches
 from moemoe_jax.data.records import Record
+from moemoe_jax.data.train_batches import train_batches
 
 COLOURS = ("red", "blue", "green", "black")
 
@@ -73,15 +74,17 @@ def take(iterator, count):
 
 
 def train(tokenizer, *, source=None, seed=0, start_step=0, rows=None, **changes):
-    return train_batches(
-        source or products(), tokenizer, make_config(**changes), seed, start_step, rows=rows
+    batches = train_batches(
+        source or products(), tokenizer, make_config(**changes), seed, rows=rows
     )
+    batches.set_state(batches.get_state() | {"step": start_step})
+    return batches
 
 
-def evaluate(tokenizer, source=None, remove=(), ask=(), rows=None, one_table=False, **changes):
+def evaluate(tokenizer, source=None, remove=(), rows=None, one_table=False, **changes):
     source = source or products()
     config = make_config(**changes)
-    return eval_batches(source, tokenizer, config, remove, ask, rows=rows, one_table=one_table)
+    return eval_batches(source, tokenizer, config, remove, rows=rows, one_table=one_table)
 
 
 def asked(tokenizer, batch):

@@ -112,6 +112,8 @@ def test_half_surrogates_in_names_become_a_question_mark_as_well():
         ({"sources": {"image": 3}}, "source 'image' is a number, not an image path"),
         ({"sources": {"image": "https://x/y.jpg"}}, "download it"),
         ({"sources": {"image": {"blob": 2}}}, "points to blob 2"),
+        ({"attributes": {"a": "x", " a ": "y"}}, "one in 'attributes' is blank, or twice there"),
+        ({"sources": {" ": "x"}}, "one in 'sources' is blank"),
         ({"attributes": {"a": {}}}, "attribute 'a' is a object"),
         ({"attributes": {"a": True}}, "attribute 'a' is a true/false"),
         ({"attributes": {"a": float("nan")}}, "attribute 'a' is nan; leave it out"),
@@ -128,6 +130,13 @@ def test_half_surrogates_in_names_become_a_question_mark_as_well():
 def test_what_is_wrong_is_refused_with_a_reason(change, message, tmp_path):
     with pytest.raises(RecordError, match=message):
         parse_record({**FULL, **change}, tmp_path)
+
+
+def test_blanks_around_a_name_are_none_of_it():
+    record = parse_record(
+        {"id": "1", "sources": {"title ": "x"}, "attributes": {" color": "red"}}, None
+    )
+    assert record.sources == {"title": "x"} and record.attributes == {"color": "red"}
 
 
 def test_no_sources_and_no_object():

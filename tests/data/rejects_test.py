@@ -80,12 +80,20 @@ def test_too_many_stop_the_job(tmp_path):
         "50.0%",
         "2 of them",
         "not JSON",
-        "a line 2",
+        "a line 2 (x)",
         str(rejects.path),
     ):
         assert part in text
+    assert "outside of training: --max_reject_fraction" in text
     assert "raise --config.data.max_reject_fraction" in text and "\n" not in text
     rejects.check(seen=6)
+
+
+def test_a_file_as_a_whole_has_no_line(tmp_path):
+    rejects = Rejects(None, max_fraction=0.0)
+    rejects.add("7.jpg", 0, "not an image", id="7")
+    with pytest.raises(UserError, match=r"not an image, first in 7\.jpg; mend"):
+        rejects.check(1)
 
 
 def test_no_rejects_are_never_too_many():

@@ -2,6 +2,8 @@ from concurrent.futures import ThreadPoolExecutor
 import json
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moemoe_jax.data.rejects import Rejects
@@ -14,6 +16,16 @@ def write(path, ids):
     lines = [json.dumps({"id": i, "sources": {"title": f"title {i}"}}) for i in ids]
     path.write_text("".join(line + "\n" for line in lines))
     return path
+
+
+def parquet(path, ids):
+    pq.write_table(
+        pa.Table.from_pylist([{"id": i, "sources": {"title": f"title {i}"}} for i in ids]), path
+    )
+
+
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records]
 
 
 def ids_of(source):
@@ -74,7 +86,7 @@ def test_ids_in_two_splits_are_told_and_kept(tmp_path, caplog):
     write(tmp_path / "test.jsonl", ["p8", "new", "p7", "p18"])
     with caplog.at_level("WARNING", logger="absl"):
         parts = open_splits(str(tmp_path), ("train", "val", "test"))
-    (told,) = [record.getMessage() for record in caplog.records]
+    (told,) = messages(caplog)
     # One of them, p18, is then cut off for val.
     assert "3 of the 200 ids of split train are in split test as well, such as 'p7'" in told
     assert sum(map(len, parts.values())) == 204
@@ -86,6 +98,40 @@ def test_splits_that_share_nothing_are_told_nothing_of(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         open_splits(str(tmp_path), ("train", "val", "test"))
         open_splits(str(tmp_path), ("train", None))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write, "jsonl"), (parquet, "parquet")])
+def test_a_training_is_told_of_ids_in_the_test_split_that_it_does_not_open(
+    tmp_path, caplog, monkeypatch, write, suffix
+):
+    write(tmp_path / f"train.{suffix}", ["p1", "p2", "p3"])
+    write(tmp_path / f"test.{suffix}", ["new", "p3", "p1", "p2"])
+    rejects = Rejects()
+    monkeypatch.setattr("moemoe_jax.data.sources._FIRST_IDS", 3)
+    with caplog.at_level("WARNING", logger="absl"):
+        open_source(str(tmp_path), "test")
+        assert not caplog.records
+        open_splits(str(tmp_path), ("train", "val"), rejects)
+    (told,) = messages(caplog)
+    assert "2 of the first 3 ids of split test are in split train as well, such as 'p3'" in told
+    assert rejects.seen == 3
+
+
+def test_of_a_test_split_that_cannot_be_read_a_training_says_nothing(tmp_path, caplog):
+    write(tmp_path / "train.jsonl", ["1", "p2"])
+    (tmp_path / "test.jsonl").write_bytes(b'\xff\n[1]\n{"id": null}\n{"id": 1}\n')
+    with caplog.at_level("WARNING", logger="absl"):
+        open_splits(str(tmp_path), ("train", "val"))
+    (told,) = messages(caplog)
+    assert "1 of the 1 ids of split test" in told
+    (tmp_path / "two").mkdir()
+    parquet(tmp_path / "two" / "train.parquet", ["p1"])
+    (tmp_path / "two" / "test.parquet").write_bytes(b"none")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "two" / "val.parquet")
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        open_splits(str(tmp_path / "two"), ("train",), fractions={})
     assert not caplog.records
 
 
@@ -165,8 +211,16 @@ def test_misspelt_paths_and_formats_name_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown source format 'json'.*did you mean 'jsonl'"):
         open_source("json:products")
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(UserError, match="cannot tell the format"):
+    with pytest.raises(UserError, match=r"cannot tell the format.*\.jsonl file, one JSON object a"):
         open_source(str(tmp_path / "x.txt"))
+    for name in ("jsonl", "wdc_pave"):
+        with pytest.raises(UserError, match=r"x\.txt does not end in \.jsonl or \.ndjson.*rename"):
+            open_source(f"{name}:{tmp_path / 'x.txt'}")
+    with pytest.raises(UserError, match=r"products\.jsonl does not end in \.parquet"):
+        open_source(f"parquet:{tmp_path / 'products.jsonl'}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"cannot tell the format of .*empty: no styles\.csv"):
+        open_source(str(tmp_path / "empty"))
     assert ids_of(open_source(f"jsonl:{tmp_path / 'products.jsonl'}")) == ["a"]
 
 

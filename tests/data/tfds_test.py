@@ -16,25 +16,13 @@ from moemoe_jax.data.records import Record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.sources import open_source, own_splits
 from moemoe_jax.errors import UserError
+from tests.data.products import ListSource
 
 
 def png(value):
     out = io.BytesIO()
     Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(out, "png")
     return out.getvalue()
-
-
-class Listed:
-    name, splits = "listed", ()
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 def test_round_trip(tmp_path):
@@ -52,7 +40,7 @@ def test_round_trip(tmp_path):
     test = [Record("d", {"title": "only text"})]
     rejects, calls = Rejects(), []
     out = tmp_path / "out"
-    sources = {"train": Listed(train), "test": Listed(test)}
+    sources = {"train": ListSource(train), "test": ListSource(test)}
     write_tfds(sources, out, rejects, lambda split, count: calls.append((split, count)))
     assert calls == [("train", 1)] * 3 + [("test", 1)]
     assert rejects.reasons == {"unreadable image": 1}

@@ -193,7 +193,7 @@ def test_metrics_are_json_and_do_not_depend_on_the_order_of_answers():
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="evaluation topk_by 'size': choose one of count, value"):
+    with pytest.raises(ValueError, match=r"evaluation\.topk_by is 'size': choose one of count"):
         EvalConfig(topk_by="size")
     with pytest.raises(ValueError, match="bound_delta 0 must be between 0 and 1"):
         EvalConfig(bound_delta=0)

@@ -121,7 +121,7 @@ def test_json_round_trip(method):
 
 
 def test_nonsense_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="calibration method 'beta': choose one of isotonic"):
+    with pytest.raises(ValueError, match=r"calibration\.method is 'beta': choose one of isotonic"):
         CalibrationConfig("beta")
     with pytest.raises(ValueError, match="min_count 0 must be at least 1"):
         CalibrationConfig(min_count=0)

@@ -3,7 +3,12 @@ import types
 import pytest
 
 from moemoe_jax.experiment import ExperimentConfig
-from moemoe_jax.inference.calibration import Calibrator, Sigmoid
+from moemoe_jax.inference.calibration import (
+    CalibrationConfig,
+    Calibrator,
+    Sigmoid,
+    fit_calibrator,
+)
 from moemoe_jax.inference.config import AnswerConfig
 from moemoe_jax.inference.loading import Calibration, calibrator_for, save_calibration
 from moemoe_jax.workdir import WorkDir
@@ -30,8 +35,18 @@ def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, setting
     assert found == (FITTED if fits else None)
     assert said == [
         "note: no calibrated scores: those were fitted on answers with confidence=prod beams=1; "
-        "answer with these settings to have them"
+        "answer with these settings to have them, or fit some by launch.evaluate with yours"
     ] * (not fits)
+
+
+@pytest.mark.parametrize("method", ["isotonic", "platt"])
+def test_a_calibrator_of_no_answers_is_none(tmp_path, method):
+    loaded, said = types.SimpleNamespace(config=ExperimentConfig(), step=3), []
+    fitted = fit_calibrator([], [], config=CalibrationConfig(method))
+    save_calibration(WorkDir(tmp_path), 3, Calibration(fitted, {}, SETTINGS))
+    assert calibrator_for(loaded, WorkDir(tmp_path), AnswerConfig(), said.append) is None
+    (told,) = said
+    assert "the model gave no answer to fit them on" in told
 
 
 def test_there_is_no_calibrator_for_another_checkpoint_and_nothing_to_say_of_it(tmp_path):

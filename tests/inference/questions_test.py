@@ -6,7 +6,7 @@ import pytest
 
 from moemoe_jax.inference.questions import QuestionTables, questions_compete
 from moemoe_jax.models.config import MoELayers
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 from moemoe_jax.nn.moe import MoEConfig
 from tests.models.tiny import MIXTURE
 

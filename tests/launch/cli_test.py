@@ -78,6 +78,7 @@ def test_help_lists_the_flags(module, flags):
         ("predict", AnswerConfig(), {}),
         # Numbers as the flag takes them; what follows from the data is not the user's to set.
         ("evaluate", EvalConfig(), {"topk": "5:10:15", "no_answer_text": None}),
+        ("evaluate", AnswerConfig(), {"window": None, "lengths": None}),
     ],
 )
 def test_help_lists_the_settings_that_a_flag_changes_with_their_defaults(module, config, changes):
@@ -202,6 +203,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
         ("--checkpoint=99", ["no checkpoint of step 99"]),
         ("--input=no.jsonl", ["no such data: no.jsonl"]),
         ("--evaluation=bounds=none", ["evaluation.bounds does not", "did you mean bound?"]),
+        ("--answer=window=8", ["'window=8'", "does not read"]),
     ],
 )
 def test_a_mistake_in_evaluation_is_told_before_any_work(trained, flag, parts):
@@ -218,6 +220,7 @@ def test_predict_replaces_no_file_unasked(trained, tmp_path):
     assert output.read_text() == "mine"
     refused(run("predict", *given, f"--output={tmp_path}/a.csv"), ".jsonl or .parquet")
     new = f"--output={tmp_path}/b.jsonl"
+    refused(run("predict", *given, new, "--attributes=color,"), "--attributes has a blank name")
     done = run("predict", f"--workdir={trained}", "--input=no.jsonl", new)
     refused(done, "no such data: no.jsonl")
     assert "model:" not in done.stdout
@@ -255,18 +258,24 @@ def test_predict_tolerates_as_many_bad_records_as_it_is_told(trained, tmp_path):
 
 
 def test_an_evaluation_of_other_data_lists_its_rejects_beside_it(trained, tmp_path):
-    records = tmp_path / "gold.jsonl"
+    records = tmp_path / "test.jsonl"
     good = {"id": "1", "sources": {"title": "a red tee"}, "attributes": {"color": "red"}}
     records.write_text(json.dumps(good) + "\n{\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({**good, "id": "2"}) + "\n")
     run_lists = trained / "rejects.jsonl"
     before = run_lists.read_text() if run_lists.exists() else None
-    for judged in ("topk=3", "topk=5:10,bound=clopper_pearson"):
-        given = ["--name=gold", f"--input={records}", "--max_reject_fraction=0.5"]
+    several = "its splits test, train together"
+    for data, judged in ((records, "topk=3"), (tmp_path, "topk=5:10,bound=clopper_pearson")):
+        given = ["--name=gold", f"--input={data}", "--max_reject_fraction=0.5"]
+        given.append("--answer=confidence=min")
         done = run("evaluate", f"--workdir={trained}", *given, f"--evaluation={judged}")
         assert done.returncode == 0, done.stderr
         assert "thresholds chosen on the validation answers  R@90P" in done.stdout
+        assert (several in done.stdout) == (data == tmp_path)
     # Another bound has other thresholds: they are fitted anew.
     assert "calibrating on val" in done.stdout
+    fitted = json.loads((trained / "calibration.json").read_text())
+    assert fitted["settings"]["answer"] == {"confidence": "min", "beams": 1}
     metrics = json.loads((trained / "eval" / "gold" / "metrics.json").read_text())
     assert (metrics["settings"]["bound"], metrics["settings"]["topk"]) == (
         "clopper_pearson",

@@ -1,4 +1,7 @@
-"""Settings of a run that a flag changes."""
+"""Settings of a run that a flag changes, and how warnings look."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +28,11 @@ def test_settings_are_changed_in_their_own_type_and_the_others_stay():
     assert changed(LOADED, "evaluation", []) == LOADED
 
 
+def test_a_setting_that_a_command_does_not_read_is_refused():
+    with pytest.raises(UserError, match="--answer has 'window=8', which this command does not"):
+        changed(LOADED, "answer", ["beams=2", "window=8"], omit=("window",))
+
+
 @pytest.mark.parametrize(
     ("group", "given", "message"),
     [
@@ -41,3 +49,12 @@ def test_a_setting_that_cannot_be_is_refused(group, given, message):
     with pytest.raises(UserError) as refused:
         changed(LOADED, group, [given])
     assert message in str(refused.value)
+
+
+def test_a_warning_is_told_without_its_place_in_the_code():
+    warn = "from absl import logging; logging.warning('%s is in both', 'p7')"
+    program = f"from launch import common; common.run(lambda argv: exec({warn!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "WARNING: p7 is in both\n")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.config_flag import load_config
+from launch.config_flag import _check_key, load_config
 from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import to_json
 from tests.launch import tiny
@@ -35,6 +35,24 @@ def test_a_damaged_one_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "optimizer.rate_scale.decoder",
+            r"there is no decoder in config\.optimizer\.rate_scale; the keys are gate "
+            r"\(a config file may add one, a flag cannot\)$",
+        ),
+        ("data.question_templates.size", "that group is empty: a config file may fill it"),
+        ("optimizer.rat", r"there is no rat in config\.optimizer; did you mean rate_scale\?$"),
+        ("train.seed.x", r"config\.train\.seed is a value"),
+    ],
+)
+def test_a_key_that_there_is_not_is_told_with_what_can_be_done(key, message):
+    with pytest.raises(UserError, match=message):
+        _check_key(tiny.get_config(), key)
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from moemoe_jax.models import alignment
 from moemoe_jax.models.alignment import Alignment, AlignmentConfig, pair_cosines
-from moemoe_jax.models.fusion import Encoded
+from moemoe_jax.models.encoded import Encoded
 
 # P = 3 products x Q = 2 questions, U = 4 distinct ones, S = 2 sources, K = 5 tokens, D = 6.
 INDEX = jnp.array([[0, 1], [2, 0], [3, 1]])
@@ -169,10 +169,28 @@ def test_what_is_missing_counts_nowhere_and_nothing_at_all_is_zero(loss):
 
 
 def test_the_variance_by_hand():
-    table = jnp.array([[1.0, 0.0], [3.0, 4.0], [50.0, 50.0]])
-    # Of the first two rows: variances 1 and 4, their mean 2.5.
-    found = alignment.variance(table, jnp.array([True, True, False]))
-    chex.assert_trees_all_close(found, jnp.float32(2.5))
+    table = jnp.array([[1.0, 0.0, 9.0], [3.0, 4.0, 7.0], [50.0, 50.0, 50.0]])
+    rows = jnp.array([True, True, False])
+    # Of the first two rows: variances 1, 4 and 1, their mean 2.
+    found = alignment.variance((table, jnp.ones_like(table, bool)), rows)
+    chex.assert_trees_all_close(found, jnp.float32(2.0))
+    # The last entry is padding in row 1: by itself it varies by 0. Squares 1 + 1 + 4 + 4 + 0 of 5.
+    valid = jnp.ones_like(table, bool).at[1, 2].set(False)
+    chex.assert_trees_all_close(alignment.variance((table, valid), rows), jnp.float32(2.0))
+    assert alignment.variance((table, valid), ~rows) == 0.0  # one row varies by nothing
+    assert alignment.variance((table, valid), jnp.zeros(3, bool)) == 0.0
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_padding_of_the_table_of_questions_does_not_count_in_their_variance(mask_padding):
+    model = layer(AlignmentConfig(mask_padding=mask_padding))
+    questions = encoded(0, (2, 3, 5, 0))
+    _, spread = model(questions, INDEX, ASKED.at[2, 0].set(False), SOURCES, PRESENT)
+    values, valid = (np.asarray(x)[:3] for x in model.reduce[0](questions, mask_padding))
+    columns = [values[valid[:, k], k] for k in range(5)]
+    squares = sum(np.sum((column - column.mean()) ** 2) for column in columns)
+    assert spread.shape == (3,)
+    np.testing.assert_allclose(spread[0], squares / valid.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

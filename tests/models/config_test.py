@@ -105,6 +105,12 @@ def test_the_image_must_fill_the_text_length_only_where_there_is_one():
     assert dataclasses.replace(MIXTURE, text_length=24).text_length == 24
 
 
+def test_images_have_three_channels():
+    grey = dataclasses.replace(WITH_IMAGE.vision, channels=1)
+    with pytest.raises(ValueError, match=r"model\.vision\.channels is 1, .* set it to 3"):
+        dataclasses.replace(WITH_IMAGE, vision=grey)
+
+
 def test_an_unknown_kind_of_source_is_refused():
     with pytest.raises(ValueError, match=r"data.sources.sound.kind is 'audio'; use text or image"):
         SourceSpec("sound", "audio")

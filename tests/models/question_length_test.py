@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moemoe_jax.inference.buckets import padding_is_read
+from moemoe_jax.inference.buckets import padding_is_read
 from moemoe_jax.models.alignment import AlignmentConfig
 from moemoe_jax.models.fusion import FusionConfig
+from moemoe_jax.models.gates import GATES, CrossGate, TokenGate
 from moemoe_jax.training.losses import LossConfig, objective
 from tests.models.tiny import DENSE, batch, random_model
 from tests.nn.torch_swinv2 import by_name
@@ -62,3 +65,18 @@ def test_padding_is_encoded_only_where_it_is_read_and_then_a_row_for_each_run():
     assert SHORT < rows(fusion=FusionConfig(gate="token")) < LONG.text_length // 2
     unmasked = AlignmentConfig(mask_padding=False)
     assert rows(fusion=FusionConfig(gate="cross"), alignment=unmasked) > SHORT
+
+
+def test_a_gate_of_one_s_own_says_what_it_reads(monkeypatch):
+    class OfPositions(TokenGate):
+        pass
+
+    class OfSources(CrossGate):
+        pass
+
+    monkeypatch.setitem(GATES, "mine", OfPositions)
+    assert dataclasses.replace(DENSE, fusion=FusionConfig(gate="mine")).reads_question_padding
+    monkeypatch.setitem(GATES, "mine", OfSources)
+    model = dataclasses.replace(DENSE, fusion=FusionConfig(gate="mine", mask="context"))
+    assert not model.reads_question_padding
+    assert padding_is_read(model).startswith("model.fusion.gate=mine with padding=read weighs")

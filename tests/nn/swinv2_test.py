@@ -234,6 +234,8 @@ def test_presets_have_the_size_of_the_published_models(preset, width):
         ({"heads": (2,)}, "one per stage in each"),
         ({"window_size": 0}, "window_size is 0; it must be at least 1"),
         ({"patch_size": 0}, "patch_size is 0; it must be at least 1"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio is 0.001, which leaves an MLP no channel"),
+        ({"epsilon": 0.0}, "epsilon is 0.0; it must be positive"),
         ({"image_size": 7}, "leaves no patch for the last of 2 stages .* use at least 8"),
         ({"heads": (3, 4)}, "stage 0 has 2 blocks, 16 channels and 3 heads"),
         ({"depths": (2, 0)}, "stage 1 has 0 blocks"),

@@ -11,11 +11,11 @@ from moemoe_jax.workdir import WorkDir
 from tests.launch import tiny
 
 
-def lines_of(tmp_path, phase="experts", **mesh):
+def lines_of(tmp_path, phase="experts", start="", **mesh):
     config = tiny.get_config(phase)
     config.data.source = "jsonl:there/is/none"
     config.data.products_per_batch = 64
-    config.init.work_dir = ""
+    config.init.work_dir = start
     config.mesh.update(mesh)
     lines = []
     dry_run(config, WorkDir(tmp_path / "run"), lines.append)
@@ -43,6 +43,13 @@ def test_a_pod_is_planned_here_with_nothing_read_made_or_written(tmp_path, monke
     assert re.search(r"\(400, 16\) +\(tensor, fsdp\) +6,400 B$", rows["decoder_embedding/table"])
     assert lines[2:4] == ["", "mesh: data=8 fsdp=4 expert=2 tensor=1, 64 devices"]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_starts_from_need_not_be_trained_yet(tmp_path):
+    start = str(tmp_path / "dense")
+    first, *rest = lines_of(tmp_path, start=start, data=1)
+    assert first == f"init: {start} is no work directory yet; planned without it"
+    assert rest == lines_of(tmp_path, data=1)
 
 
 def test_devices_that_do_not_come_out_even_are_no_reason_not_to_plan(tmp_path):

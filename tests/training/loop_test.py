@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from moemoe_jax.errors import UserError
@@ -37,6 +39,18 @@ def test_a_save_that_fails_at_the_end_fails_the_run():
         pass
     with _closing(Checkpoints(None)):
         pass
+
+
+def test_a_validation_split_that_is_empty_is_told_before_the_work_directory_is_taken(tmp_path):
+    records = tmp_path / "few.jsonl"
+    one = {"id": "1", "sources": {"title": "a red tee"}, "attributes": {"color": "red"}}
+    records.write_text(json.dumps(one) + "\n")
+    config, workdir = tiny.get_config("text"), WorkDir(tmp_path / "run")
+    config.data.source, config.data.products_per_batch = str(records), 8
+    config.data.test_fraction = 0.0
+    with pytest.raises(UserError, match="of few records a split may get none; raise its share"):
+        loop.train(config, str(workdir.path), say=lambda line: None)
+    assert not workdir.config.exists()  # whoever raises the share starts anew
 
 
 def test_a_start_that_fails_before_it_has_a_state_is_in_the_book_of_a_run_that_there_is(

@@ -33,7 +33,7 @@ OUTPUTS = Outputs(
     hidden=jnp.log(PROBABILITIES),
     vocabulary=jnp.eye(3),
     alignment=jnp.array([0.25, 0.5]),
-    alignment_variance=jnp.array([1.0, 2.0]),
+    alignment_variance=jnp.array([3.0, 1.0, 2.0]),
     source_weights=jnp.array([[[0.2, 0.8], [0.4, 0.6], [9.0, 9.0]]]),
     moe={"decoder/1": stats(2.0, 3.0), "decoder/3": stats(1.0, 5.0)},
 )
@@ -58,6 +58,8 @@ def test_the_objective_by_hand():
         "train/teacher_forced_accuracy": jnp.float32(0.5),
         "source_weights": jnp.array([0.3, 0.7]),
         "align_variance": jnp.array([1.0, 2.0]),
+        "align_variance_of_questions": jnp.float32(3.0),
+        "moe/decoder/1/aux_loss": jnp.float32(2.0),
         "moe/decoder/1/load": jnp.array([0.5, 0.5]),
         "moe/decoder/3/dropped": jnp.float32(0.125),
         "moe/decoder/3/entropy": jnp.float32(0.25),
@@ -110,6 +112,7 @@ def test_padding_has_no_gradient_and_a_batch_of_nothing_is_finite():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"aux_weight": -0.1}, "loss.aux_weight is -0.1; it must be 0 or more"),
         ({"aux_reduce": "max"}, "loss.aux_reduce is 'max'; use sum or mean"),
         ({"label_smoothing": 1.0}, "loss.label_smoothing is 1.0; use 0 to below 1"),
         ({"label_smoothing": -0.1}, "loss.label_smoothing is -0.1; use 0 to below 1"),

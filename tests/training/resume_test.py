@@ -10,6 +10,7 @@ import chex
 import orbax.checkpoint as ocp
 import pytest
 
+from moemoe_jax.training.manifest import NAME
 from tests.launch.cli import ROOT, TINY, command, environment, run
 from tests.training import damages
 
@@ -88,6 +89,13 @@ def assert_same_end(folder, unbroken):
     assert (folder / "config.json").read_text() == (unbroken / "config.json").read_text()
 
 
+def ranks(folder):
+    """What ranks each checkpoint."""
+    manifests = {step: folder / "checkpoints" / str(step) / NAME for step in checkpoints(folder)}
+    found = {step: json.loads(path.read_text()) for step, path in manifests.items()}
+    return {step: manifest["meta"]["metrics"] for step, manifest in found.items()}
+
+
 def ends(folder):
     return [row["end"] for row in json.loads((folder / "goodput.json").read_text())["starts"]]
 
@@ -102,8 +110,11 @@ def test_a_killed_training_ends_bit_for_bit_as_an_unbroken_one(unbroken, cache, 
     reached = checkpoints(killed)
     assert reached and reached[-1] < STEPS
 
-    done = run("train", f"--config={TINY}", f"--workdir={killed}", *SETTINGS, cache=cache)
+    # More checkpoints from here on, which is no other run.
+    again = (*SETTINGS, "--config.train.save_every=1", "--config.train.keep_last=3")
+    done = run("train", f"--config={TINY}", f"--workdir={killed}", *again, cache=cache)
     assert done.returncode == 0, done.stderr
+    assert checkpoints(killed)[-3:] == [STEPS - 2, STEPS - 1, STEPS]
     resumed = int(re.search(rf"resuming at step (\d+) of {STEPS}", done.stdout)[1])
     assert reached[-1] <= resumed < STEPS  # a save that was under way may have become whole
     assert_same_end(killed, unbroken)
@@ -130,6 +141,8 @@ def test_a_training_that_is_asked_to_stop_saves_and_ends_as_an_unbroken_one(
     assert f"resuming at step {step} of {STEPS}" in done.stdout
     assert_same_end(stopped, unbroken)
     assert ends(stopped) == ["stopped", "done"]
+    assert checkpoints(stopped) == checkpoints(unbroken)
+    assert ranks(stopped) == ranks(unbroken)
 
 
 def test_a_finished_training_is_left_as_it_is(unbroken, cache):

@@ -12,7 +12,7 @@ from moemoe_jax.inference.loading import load
 from moemoe_jax.parallel.sharding import param_shardings
 from moemoe_jax.training.checkpoints import Checkpoints
 from moemoe_jax.training.loop import train
-from moemoe_jax.training.setup import first_state, plan
+from moemoe_jax.training.setup import _tokenizer, first_state, open_data, plan
 from moemoe_jax.workdir import WorkDir
 from tests.launch import tiny
 
@@ -25,6 +25,24 @@ def settings(**mesh):
     config.data.products_per_batch = 8
     config.mesh.update(mesh)
     return config
+
+
+@pytest.mark.parametrize(("fraction", "used", "told"), [(0.0, None, 1), (0.1, 2, 0)])
+def test_a_val_split_that_is_not_used_is_told(tmp_path, fraction, used, told):
+    for split, ids in (("train", "abcdefghij"), ("val", "xy")):
+        records = [
+            {"id": one, "sources": {"title": "red shirt"}, "attributes": {"color": "red"}}
+            for one in ids
+        ]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    config, said = settings(data=8), []
+    config.data.source, config.data.val_fraction = str(tmp_path), fraction
+    data = open_data(config, WorkDir(tmp_path / "w"), False, said.append)
+    assert (data.val and len(data.val)) == used
+    notes = [line for line in said if line.startswith("note:")]
+    assert len(notes) == told
+    assert all("has a val split, which is not used, as data.val_fraction is 0" in n for n in notes)
 
 
 @pytest.fixture
@@ -74,6 +92,26 @@ def test_a_run_starts_on_its_own_mesh_whatever_mesh_was_saved(saved_on_eight, mo
         np.testing.assert_array_equal(variable[...], wanted[path][...], err_msg=str(path))
     places = param_shardings(run.abstract[0].params, run.mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, state.params) == places
+
+
+def test_settings_that_do_nothing_here_are_told(saved_on_eight):
+    workdir, _ = saved_on_eight
+    config = settings(data=1, fsdp=8)
+    config.init.expert_noise, config.init.work_dir = 0.1, str(workdir.path)
+    config.data.tokenizer = "flan-t5-base"
+    said = []
+    tokenizer = _tokenizer(
+        from_config_dict(config), None, WorkDir(workdir.path / "new"), said.append
+    )
+    assert tokenizer.vocab_size == Tokenizer.load(workdir.tokenizer).vocab_size
+    (line,) = said
+    assert "data.tokenizer=flan-t5-base is not read" in line and str(workdir.path) in line
+    config.init.work_dir = ""
+    built = from_config_dict(config, tokenizer.vocab_size)
+    first_state(built, plan(built, 1), said.append)
+    assert said[1:] == [
+        "init: random values; init.expert_noise is for experts made of a dense model's blocks"
+    ]
 
 
 def test_a_key_of_a_former_version_is_named_with_its_file_and_the_nearest(tmp_path):

@@ -172,12 +172,6 @@ class CatalogueSource:
         """
         return cls(parse_config(spec_tail), split)
 
-    @property
-    def question_types(self) -> tuple[str, ...]:
-        """The names of all attributes that may be asked, the synthetic ones last."""
-        extras = range(self.config.extra_question_types)
-        return (*schema.ATTRIBUTES, *(schema.extra_name(number) for number in extras))
-
     def __len__(self) -> int:
         products = self.config.products
         return products if self.split == "train" else max(1, products // 10)

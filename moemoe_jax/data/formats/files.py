@@ -45,10 +45,15 @@ def split_files(path: Path, suffixes: Sequence[str]) -> dict[str | None, list[Pa
     """Split -> files; the one key None where the names tell no splits, or a single file is named.
 
     Raises:
-      UserError: some files of the folder name a split and others do not.
+      UserError: some files of the folder name a split and others do not, or the file is of another
+        kind.
     """
     files = find_files(path, suffixes)
     if path.is_file():
+        if not files:
+            raise UserError(
+                f"{path} does not end in {' or '.join(suffixes)}; if it is such a file, rename it"
+            )
         return {None: files}
     found: dict[str | None, list[Path]] = {}
     for file in files:

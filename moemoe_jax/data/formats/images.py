@@ -27,7 +27,8 @@ def embedded(
 ) -> Record:
     """The record with encoded bytes in place of its images.
 
-    An image that cannot be read is left out and goes to `rejects` under `file` and `line`.
+    An image that cannot be read is left out and goes to `rejects` under its own path, or where it
+    is in the record, under `file` and `line`.
 
     Args:
       record: with paths, or encoded bytes.
@@ -40,13 +41,13 @@ def embedded(
     for name, value in record.sources.items():
         parts = []
         for part in value if isinstance(value, tuple) else (value,):
+            place = (part, 0) if isinstance(part, Path) else (file, line)
             try:
                 parts.append(part if isinstance(part, str) else encode(part))
             except OSError as error:
-                reason = f"unreadable image: {part.name}: {error.strerror}"
-                rejects.add(file, line, reason, record.id)
+                rejects.add(*place, f"unreadable image: {error.strerror}", record.id)
             except ImageError as error:
-                rejects.add(file, line, str(error), record.id)
+                rejects.add(*place, str(error), record.id)
         if parts:
             sources[name] = tuple(parts) if isinstance(value, tuple) else parts[0]
     return dataclasses.replace(record, sources=sources)

@@ -13,8 +13,9 @@ Shapes: N records.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+import contextlib
 import itertools
-import json
 from pathlib import Path
 import threading
 from typing import Any
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from moemoe_jax.data.file_stats import FileStats
-from moemoe_jax.data.formats import files
-from moemoe_jax.data.records import Record, RecordError, parse_record
+from moemoe_jax.data.formats import files, jsonl
+from moemoe_jax.data.records import Record, RecordError, identity, parse_record
 from moemoe_jax.data.rejects import Rejects
 from moemoe_jax.data.splits import id_hash
 from moemoe_jax.errors import UserError
@@ -46,6 +47,22 @@ def splits(path: Path) -> tuple[str, ...]:
 def open_records(path: Path, split: str | None, rejects: Rejects) -> "ParquetSource":
     """Opens a file, or the folder's files of one split."""
     return ParquetSource(str(path), files.files_of(path, SUFFIXES, split), rejects)
+
+
+def read_ids(path: Path, split: str) -> Iterator[str]:
+    """The ids of a split, from their column alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files.files_of(path, SUFFIXES, split):
+        with (
+            contextlib.suppress(pa.ArrowException, OSError, KeyError),
+            pq.ParquetFile(file) as rows,
+        ):
+            for batch in rows.iter_batches(4096, columns=["id"]):
+                for value in batch.column("id").to_pylist():
+                    with contextlib.suppress(RecordError):
+                        yield identity({"id": value})
 
 
 class ParquetSource:
@@ -202,7 +219,9 @@ def _plain(key: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return jsonl.decode(value)
+        except RecordError:
+            raise
         except ValueError as error:
             raise RecordError(f"not JSON: column {key!r}: {error}") from error
     if key == "questions" and isinstance(value, list):

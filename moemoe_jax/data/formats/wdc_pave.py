@@ -56,6 +56,9 @@ def splits(path: Path) -> tuple[str, ...]:
     return files.split_names(path, jsonl.SUFFIXES)
 
 
+read_ids = jsonl.read_ids
+
+
 def open_records(path: Path, split: str | None, rejects: Rejects) -> LineSource:
     """Opens a file, or the folder's files of one split."""
     return LineSource(str(path), files.files_of(path, jsonl.SUFFIXES, split), parse_line, rejects)

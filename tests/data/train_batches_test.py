@@ -11,19 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from moemoe_jax.data.pipeline import eval_batches
 from moemoe_jax.data.records import Question
-from moemoe_jax.data.splits import SplitSource
 from moemoe_jax.errors import UserError
 from tests.data.products import (
     AUGMENT,
     ListSource,
     asked,
-    evaluate,
     make_config,
     png,
     product,
-    products,
     take,
     train,
 )
@@ -73,27 +69,6 @@ def test_the_rows_of_the_processes_are_the_global_batch(tokenizer, shares):
             table = batch["question_ids"]
             mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
             chex.assert_trees_all_equal(part, mine | {"question_ids": table})
-
-
-def test_of_several_processes_each_knows_all_questions_of_an_evaluation(tokenizer):
-    source = products(6)
-    # The last has no readable source, which only the process that makes its row finds.
-    broken = product(6, sources={"image": b"no image"}, product_type=None)
-    source.records.append(broken)
-    whole = list(evaluate(tokenizer, source))
-    for rows in [(0, 1), (2, 3)]:
-        for (part, told), (batch, meta) in zip(
-            evaluate(tokenizer, source, rows=rows), whole, strict=True
-        ):
-            mine = jax.tree.map(lambda array: array[list(rows)], batch)  # noqa: B023
-            chex.assert_trees_all_equal(part, mine | {"question_ids": batch["question_ids"]})
-            # `question_valid`, put together from all processes, has the last word.
-            asked = [
-                tuple(e for e, valid in zip(row, ok, strict=False) if valid)
-                for row, ok in zip(told, batch["question_valid"], strict=True)
-            ]
-            assert asked == meta
-            assert [told[row] for row in rows] == [meta[row] for row in rows]
 
 
 def test_each_epoch_holds_every_product_once_in_a_new_order(tokenizer):
@@ -160,16 +135,15 @@ def test_products_without_a_usable_question_are_left_out_and_counted(tokenizer):
         "questions without a known answer left out": 1,
     }
     assert dict(iterator.rejects.reasons) == {"no source": 1}
+    misnamed = ListSource([product(0, sources={"titel": "red", "picture": "x"}, product_type=None)])
+    with pytest.raises(
+        UserError, match=r"no source.*reads .*title.*; the record has 'picture', 'ti"
+    ):
+        train(tokenizer, source=misnamed, max_reject_fraction=0.1)
     with pytest.raises(UserError, match="none of the 2 records has a question"):
         train(tokenizer, source=ListSource(records[1:3]))
     with pytest.raises(UserError, match="were rejected"):
         train(tokenizer, source=ListSource(records), max_reject_fraction=0.1)
-
-
-def test_a_split_without_a_record_is_told_with_what_to_do(tokenizer):
-    empty = SplitSource(products(3), "val", {"val": 0.01})
-    with pytest.raises(UserError, match=r"\[val\] has no record.*data\.val_fraction.*to 0"):
-        eval_batches(empty, tokenizer, make_config())
 
 
 def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(tokenizer):
@@ -182,6 +156,17 @@ def test_sources_that_nobody_reads_are_noted_where_one_that_is_read_is_missing(t
         r"such as record 'p1' with 'titel', not read",
         line,
     )
+
+
+def test_a_source_that_no_record_has_is_told(tokenizer, caplog):
+    misspelt = [product(n, sources={"titel": "a shirt", "image": png()}) for n in range(2)]
+    with caplog.at_level("WARNING", logger="absl"):
+        train(tokenizer, source=ListSource([*misspelt, product(2)]))
+        assert not caplog.records
+        train(tokenizer, source=ListSource(misspelt))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("no record has source 'text' (title, ")
+    assert told.endswith("), but others that data.sources.text.fields may name: 'titel'")
 
 
 def test_settings_about_attributes_that_no_record_has_are_told(tokenizer, monkeypatch):
