@@ -7,6 +7,7 @@ from moemoe_jax.models.encoded import check_image_length
 from moemoe_jax.models.fusion import FusionConfig
 from moemoe_jax.models.gates import GATES
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.padding import padding_runs
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
 
@@ -162,6 +163,16 @@ class MoEMoEConfig:
     def reads_question_padding(self) -> bool:
         """Whether a question is read at all K positions, past its own tokens."""
         return GATES[self.fusion.gate].reads_positions or not self.alignment.mask_padding
+
+    def question_runs(self, tokens: int) -> tuple[int, ...]:
+        """How many positions each row of an encoded question stands for (see `nn.padding`).
+
+        Args:
+          tokens: J, that a question comes with.
+        """
+        length = self.text_length if self.reads_question_padding else tokens
+        buckets = self.text.relative_buckets, self.text.relative_max_distance
+        return padding_runs(tokens, length, *buckets)
 
     def has(self, kind: str) -> bool:
         """Whether any source is of this kind."""

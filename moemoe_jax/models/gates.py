@@ -19,8 +19,8 @@ from moemoe_jax.nn.rows import Rows, parts, repeat_of
 
 
 # Each says whether it reads the question at each of the K positions, for which its padding is
-# encoded up to there, and whether it looks at the sources' rows: then cutting a text's padding off may change
-# an answer (`inference.buckets`).
+# encoded up to there, and whether it looks at the sources' rows: then cutting a text's padding off
+# may change an answer (`inference.buckets`).
 
 
 class TokenGate(nnx.Module):

@@ -23,7 +23,6 @@ from moemoe_jax.models.gates import GATES, counting_tokens, gate_weights, source
 from moemoe_jax.models.outputs import Outputs, Stats
 from moemoe_jax.nn import rng
 from moemoe_jax.nn.linear import Linear
-from moemoe_jax.nn.padding import padding_runs
 from moemoe_jax.nn.params import normal
 from moemoe_jax.nn.swinv2 import SwinV2
 from moemoe_jax.nn.t5 import T5Decoder, T5Encoder, lm_head, readout, scores, token_embedding
@@ -85,8 +84,9 @@ class MoEMoE(nnx.Module):
         Where a question is read at all K positions, its padding is encoded up to there.
         """
         table = self.question_embedding or self.decoder_embedding
-        length = self.config.text_length if self.config.reads_question_padding else ids.shape[1]
-        return self._encode_text("question_encoder", self.question_encoder, table, ids, key, length)
+        runs = self.config.question_runs(ids.shape[1])
+        runs = runs if sum(runs) > ids.shape[1] else None
+        return self._encode_text("question_encoder", self.question_encoder, table, ids, key, runs)
 
     def encode_sources(
         self, sources: dict[str, jax.Array], key: jax.Array | None = None
@@ -109,9 +109,8 @@ class MoEMoE(nnx.Module):
                 continue
             table = self.context_embedding or self.decoder_embedding
             name = f"context_encoder.{spec.name}"
-            ids = sources[spec.name]
             text, found = self._encode_text(
-                name, self.context_encoder, table, ids, source_key, ids.shape[1]
+                name, self.context_encoder, table, sources[spec.name], source_key
             )
             encoded.append(extend_text(text, self.config.text_length))
             stats |= found
@@ -297,17 +296,16 @@ class MoEMoE(nnx.Module):
             moe=stats | found,
         )
 
-    def _encode_text(self, name, encoder, table, ids, key, length) -> tuple[Encoded, Stats]:
-        """Encodes int [B, J] and its padding up to `length`, of which a row for each run will do."""
-        config, tokens = self.config.text, ids.shape[1]
-        buckets = config.relative_buckets, config.relative_max_distance
-        runs = padding_runs(tokens, length, *buckets)
+    def _encode_text(self, name, encoder, table, ids, key, runs=None) -> tuple[Encoded, Stats]:
+        """Encodes int [B, J], and the `runs` of padding that follows (see `nn.padding`)."""
         valid = ids != 0
-        rows = jnp.pad(ids, ((0, 0), (0, len(runs) - tokens)))
-        hidden, stats = encoder(table(rows), valid, key, runs=runs)
-        valid = jnp.pad(valid, ((0, 0), (0, length - tokens)))
-        repeat = runs if length > tokens else "pad"
-        return Encoded(hidden, valid, repeat), {f"{name}/{i}": s for i, s in stats.items()}
+        if runs is not None:
+            ids = jnp.pad(ids, ((0, 0), (0, len(runs) - ids.shape[1])))
+        hidden, stats = encoder(table(ids), valid, key, runs=runs)
+        text = Encoded(hidden, valid)
+        if runs is not None:
+            text = extend_text(text.replace(repeat=runs), sum(runs))
+        return text, {f"{name}/{i}": s for i, s in stats.items()}
 
     def _encode_image(self, pixels: jax.Array, key: jax.Array | None) -> Encoded:
         config = self.config
