@@ -1,6 +1,6 @@
 """Batches of random products and questions, in the form that `data.batching.collate` gives them.
 
-Shapes: P products, Q questions a product, U distinct questions, K tokens of a text and of a padded
+Shapes: P products, Q questions a product, U distinct questions, K tokens of a text, J of a
 question, L answer tokens, S image side.
 """
 
@@ -14,7 +14,7 @@ _EOS = 1
 def random_batch(config: ExperimentConfig) -> dict:
     """P products with Q different questions each; every source and every question is there.
 
-    Texts have K / 2 to K tokens, questions 3 to 8 and answers 2 to L, the last of which is </s>.
+    Texts have K / 2 to K tokens, questions 3 to J and answers 2 to L, the last of which is </s>.
     """
     rng = np.random.default_rng(0)
     data, vocabulary = config.data, config.model.text.vocab_size
@@ -37,7 +37,7 @@ def random_batch(config: ExperimentConfig) -> dict:
         for source in data.sources
     }
     return {
-        "question_ids": ids(distinct, data.question_tokens, 3, min(8, data.question_tokens)),
+        "question_ids": ids(distinct, data.question_tokens, 3, data.question_tokens),
         "question_index": np.stack(index).astype(np.int32),
         "question_valid": np.ones((products, questions), bool),
         "answer_ids": answers.reshape(products, questions, -1),

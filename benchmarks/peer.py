@@ -196,7 +196,10 @@ def joint_rows(batch: dict, config: MoEMoEConfig) -> Rows:
     """A batch of products and questions as joint rows: pixels normalised, answers as labels."""
     product, question = np.nonzero(batch["question_valid"])
     index = batch["question_index"][product, question]
-    rows = {"question": torch.from_numpy(batch["question_ids"][index]).long()}
+    asked = batch["question_ids"][index]
+    # Its gate reads a question at every position of a text, so it is padded as far.
+    asked = np.pad(asked, ((0, 0), (0, config.text_length - asked.shape[1])))
+    rows = {"question": torch.from_numpy(asked).long()}
     mean, std = np.float32(config.image_mean), np.float32(config.image_std)
     for source in config.sources:
         values = batch["sources"][source.name]

@@ -10,7 +10,8 @@ base      for an accelerator: Flan-T5-base's shape, but with tied word embedding
 
 The model is the paper's: a weight for each token and source read from the question (eq 4), not
 normalised, the image tiled to the text's length, |1 - cos| for alignment. Only the question is not
-part of the context, so that a product need not be encoded again for each of its questions.
+part of the context, so that a product need not be encoded again for each of its questions. These
+have at most 8 tokens.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def _paper(config):
     fusion = config.model.fusion
     fusion.gate, fusion.gate_norm, fusion.padding, fusion.mask = "token", "none", "read", "ones"
     config.model.question_start = False
-    config.data.question_length, config.data.answer_length = 0, 16
+    config.data.question_length, config.data.answer_length = 8, 16
     config.data.questions_per_product = 1
     config.data.val_fraction = 0.0
     config.model.moe.num_experts, config.model.moe.top_k = 8, 2

@@ -58,7 +58,7 @@ def _small(config):
 def _readings(config):
     # One question a row, part of the context (section 3); nothing else tells the decoder.
     config.data.context_includes_question = True
-    config.data.questions_per_product, config.data.question_length = 1, 0
+    config.data.questions_per_product = 1
     config.model.question_start = False
     config.model.share_embeddings = "context_decoder"
 

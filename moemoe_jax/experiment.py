@@ -32,7 +32,6 @@ DERIVED = frozenset(
     {
         "model.sources",
         "model.text_length",
-        "model.question_length",
         "model.image_mean",
         "model.image_std",
         "model.text.vocab_size",
@@ -95,7 +94,6 @@ def from_config_dict(
         "model",
         sources=tuple(SourceSpec(s.name, s.kind) for s in data.sources),
         text_length=data.text_length,
-        question_length=data.question_tokens,
         image_mean=data.image_mean,
         image_std=data.image_std,
     )

@@ -5,7 +5,7 @@ product with parameters costs as much again for the gradient of its input and as
 its parameters; a product of two activations, as much for each of the two. Only what is needed for
 the parameters that are trained is counted.
 
-Shapes: P products, Q questions, S sources, K source tokens, J question tokens, U distinct
+Shapes: P products, Q questions, S sources, K source tokens, U distinct
 questions, L answer tokens, D width, I all heads' channels, F hidden width, E experts, V vocabulary.
 """
 
@@ -90,7 +90,12 @@ def _formula(
 
     asked = False
     if model.question_encoder:
-        asked = stack("question_encoder", rows=rows, length=data.question_tokens)
+        asked = stack(
+            "question_encoder",
+            rows=rows,
+            length=question_rows(config),
+            seen=data.question_tokens,
+        )
     flows = False
     for source in model.sources:
         if source.kind == "text":
@@ -121,6 +126,11 @@ def _formula(
     tokens = products * questions * beams * data.answer_length
     head.linear(2.0 * tokens * model.text.d_model * model.text.vocab_size, reached, dense)
     return Formula(parts)
+
+
+def question_rows(config: ExperimentConfig) -> int:
+    """The rows of an encoded question: its tokens, and what of its padding is read and differs."""
+    return len(config.model.question_runs(config.data.question_tokens))
 
 
 def read_rows(config: ExperimentConfig) -> int:
@@ -171,13 +181,13 @@ def _fusion(
     pairs = products * questions
     gate = model.fusion.gate
     if gate == "token":
-        part.linear(2.0 * rows * data.question_tokens * width * sources, asked, dense)
+        part.linear(2.0 * rows * question_rows(config) * width * sources, asked, dense)
     elif gate == "pooled":
         part.linear(2.0 * rows * width * sources, asked, dense)
     elif gate == "cross":
-        met = pairs * sum(_rows(config)) * data.question_tokens
+        met = pairs * sum(_rows(config)) * question_rows(config)
         part.pair(2.0 * met * width, asked, flows)
-        part.linear(2.0 * pairs * data.question_tokens * width * sources, asked, dense)
+        part.linear(2.0 * pairs * question_rows(config) * width * sources, asked, dense)
         part.pair(2.0 * met, asked or flows, asked or dense)
     if model.fusion.path == "literal":
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
@@ -196,7 +206,7 @@ def _alignment(
     vector = width
     if model.alignment.reduce == "token_linear":
         vector = data.text_length  # what their rows give is spread to it
-        part.linear(2.0 * rows * data.question_tokens * width, asked, dense)
+        part.linear(2.0 * rows * question_rows(config) * width, asked, dense)
         for source_rows in _rows(config):
             part.linear(2.0 * products * source_rows * width, flows, dense)
     met = data.questions_per_product if model.alignment.loss == "cosine" else rows

@@ -60,14 +60,17 @@ def text_stack(
     *,
     rows: int,
     length: int,
+    seen: int | None = None,
     steps: int = 1,
     memory: Memory | None = None,
 ) -> None:
     """Adds all blocks of an encoder, or of a decoder where there is a memory.
 
-    `parts` is in how many the batch and the experts are split, `steps` in how many a row is read.
+    `parts` is in how many the batch and the experts are split, `steps` in how many a row is read;
+    self-attention sees the first `seen` of a row, by default all `length`.
     """
     tokens, width = rows * length, text.d_model
+    seen = length if seen is None else seen
     inner, depth = text.num_heads * text.d_kv, text.num_decoder_layers if memory else None
     depth = depth or text.num_layers
     full, pairs = text.remat == "full", text.remat != "none"
@@ -77,12 +80,12 @@ def text_stack(
         first = -1
     for layer in range(depth):
         flows = dense or layer > first
-        part.linear(6.0 * tokens * width * inner, flows, dense, full)
-        scores = 2.0 * rows * length * length * inner
+        part.linear(2.0 * (tokens + 2 * rows * seen) * width * inner, flows, dense, full)
+        scores = 2.0 * rows * length * seen * inner
         part.pair(scores, flows, flows, pairs)
         part.pair(scores, flows, flows, pairs)
         if dense:  # the gradient of the position bias
-            part.backward += 2.0 * rows * text.num_heads * length * length
+            part.backward += 2.0 * rows * text.num_heads * length * seen
         part.linear(2.0 * tokens * width * inner, flows, dense, full)
         if memory:
             _cross_attention(part, text, memory, tokens, flows, dense)

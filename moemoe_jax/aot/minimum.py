@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from moemoe_jax.aot.collectives import sent
-from moemoe_jax.aot.flops import answered
+from moemoe_jax.aot.flops import answered, question_rows
 from moemoe_jax.aot.flops_text import mixture_rows
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.parallel.axes import LOGICAL_RULES, shards
@@ -139,7 +139,7 @@ def _dispatch(
     answers = data.products_per_batch * data.questions_per_product * beams * data.answer_length
     texts = sum(source.kind == "text" for source in model.sources)
     tokens = {
-        "question_encoder": asked * data.question_tokens,
+        "question_encoder": asked * question_rows(config),
         "context_encoder": data.products_per_batch * texts * data.text_length,
     }
     total = 0.0
@@ -172,7 +172,7 @@ def _tensor(config: ExperimentConfig, run: Run, asked: int, beams: int = 1) -> f
     texts = sum(source.kind == "text" for source in model.sources)
     encoded = products * texts * data.text_length
     if model.question_encoder:
-        encoded += asked * data.question_tokens
+        encoded += asked * question_rows(config)
     size = 2 * text.num_layers * encoded * text.d_model * item
     answers = products * questions * beams * data.answer_length
     size += 3 * text.num_decoder_layers * answers * text.d_model * item

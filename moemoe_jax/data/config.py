@@ -121,8 +121,9 @@ class DataConfig:
         its texts, and batches are made of texts of about one length (`data.buckets`). For models
         that do not read padding: what K tokens give is then the same, for less work. Each length is
         a program to compile. Evaluation and answering pad as they do without.
-      question_length: J, that of questions; 0 takes K, which the token gate needs, as it reads a
-        weight for each of the K source tokens from the question. Other gates need no padding.
+      question_length: J, that of questions, the longest of which it should hold; 0 takes K. The
+        token gate reads a question at each of the K source tokens, but from its end on only what
+        differs is encoded (`nn.padding`): the shorter J, the less.
       answer_length: L, the padded length of answers, in tokens, `</s>` included.
       question_template: how an attribute is asked; `{attribute}` stands for its name.
       question_templates: templates for single attributes, by name.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from moemoe_jax.models.encoded import Encoded, extend_text, mean_pool
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import normal
-from moemoe_jax.nn.rows import REPEATS
+from moemoe_jax.nn.rows import repeat_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ class TokenProjection(nnx.Module):
         """Returns vectors of N = K."""
         valid = encoded.valid if mask_padding else jnp.ones_like(encoded.valid)
         scores = self.score(encoded.rows)[..., 0]
-        return REPEATS[encoded.repeat].spread(scores, valid.shape[1]), valid
+        return repeat_of(encoded.repeat).spread(scores, valid.shape[1]), valid
 
 
 class MeanPool(nnx.Module):

@@ -7,6 +7,7 @@ from moemoe_jax.models.encoded import check_image_length
 from moemoe_jax.models.fusion import FusionConfig
 from moemoe_jax.models.gates import GATES
 from moemoe_jax.nn.moe import MoEConfig
+from moemoe_jax.nn.padding import padding_runs
 from moemoe_jax.nn.swinv2 import SwinV2Config
 from moemoe_jax.nn.t5 import T5Config
 
@@ -92,7 +93,6 @@ class MoEMoEConfig:
         own (T5's tie for the rest); "none": three tables.
       sources: the sources, in the order of the fusion. Filled in from `data.sources`.
       text_length: K, tokens of each text source and of e. From `data.text_length`.
-      question_length: J, tokens of a question; 0 = K. From `data.question_length`.
       image_mean: of the pixels in 0..1 per channel, and `image_std`. From `data`.
     """
 
@@ -107,7 +107,6 @@ class MoEMoEConfig:
     share_embeddings: str = "context_decoder"
     sources: tuple[SourceSpec, ...] = (SourceSpec("image", "image"), SourceSpec("text", "text"))
     text_length: int = 128
-    question_length: int = 0
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -138,20 +137,6 @@ class MoEMoEConfig:
                 )
             if self.question_start:
                 raise ValueError("model.question_start needs model.question_encoder=True")
-        if self.question_length not in (0, self.text_length):
-            # Both read the question at every one of the K positions.
-            gate = self.fusion.gate
-            reader = {
-                f"model.fusion.gate={gate}": GATES[gate].reads_positions,
-                "model.alignment.mask_padding=False": not self.alignment.mask_padding,
-            }
-            for setting, used in reader.items():
-                if used and self.question_encoder:
-                    raise ValueError(
-                        f"{setting} needs questions as long as the sources, "
-                        f"but data.question_length is {self.question_length}; set it to 0, or "
-                        "change the former"
-                    )
 
     def _check_routing(self):
         level, layers = self.moe.routing_level, self.moe_layers
@@ -173,6 +158,21 @@ class MoEMoEConfig:
                 raise ValueError(
                     "model.moe.routing_level=question needs model.question_encoder=True"
                 )
+
+    @property
+    def reads_question_padding(self) -> bool:
+        """Whether a question is read at all K positions, past its own tokens."""
+        return GATES[self.fusion.gate].reads_positions or not self.alignment.mask_padding
+
+    def question_runs(self, tokens: int) -> tuple[int, ...]:
+        """How many positions each row of an encoded question stands for (see `nn.padding`).
+
+        Args:
+          tokens: J, that a question comes with.
+        """
+        length = self.text_length if self.reads_question_padding else tokens
+        buckets = self.text.relative_buckets, self.text.relative_max_distance
+        return padding_runs(tokens, length, *buckets)
 
     def has(self, kind: str) -> bool:
         """Whether any source is of this kind."""

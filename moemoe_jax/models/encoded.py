@@ -8,7 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.nn.rows import REPEATS, Rows, join
+from moemoe_jax.nn.rows import REPEATS, Filling, Rows, join, repeat_of
 
 
 @struct.dataclass
@@ -18,12 +18,12 @@ class Encoded:
     Attributes:
       rows: float [B, n, D], n <= K.
       valid: bool [B, K], False at padding.
-      repeat: how the rows fill the tokens, a name of `nn.rows.REPEATS`.
+      repeat: how the rows fill the tokens.
     """
 
     rows: jax.Array
     valid: jax.Array
-    repeat: str = struct.field(pytree_node=False, default="pad")
+    repeat: Filling = struct.field(pytree_node=False, default="pad")
 
 
 def join_sources(sources: tuple[Encoded, ...]) -> Rows:
@@ -31,12 +31,17 @@ def join_sources(sources: tuple[Encoded, ...]) -> Rows:
     return join([source.rows for source in sources], [source.repeat for source in sources])
 
 
+def real_tokens(encoded: Encoded) -> jax.Array:
+    """How many real tokens each row stands for, float32 [B, n]."""
+    real = encoded.valid.astype(jnp.float32)
+    return repeat_of(encoded.repeat).fold(real, encoded.rows.shape[1])
+
+
 def mean_pool(encoded: Encoded) -> jax.Array:
     """The mean over the real tokens, float32 [B, D]; a row of padding gives zero."""
-    real = encoded.valid.astype(jnp.float32)
-    counts = REPEATS[encoded.repeat].fold(real, encoded.rows.shape[1])  # tokens of each row
+    counts = real_tokens(encoded)
     total = jnp.sum(encoded.rows.astype(jnp.float32) * counts[..., None], axis=1)
-    return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
+    return total / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1.0)
 
 
 # --- how an image of n patches becomes K tokens (eq 3) --------------------------------------------

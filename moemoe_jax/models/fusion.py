@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from moemoe_jax.models.encoded import IMAGE_REPEATS
 from moemoe_jax.models.gates import GATE_NORMS, GATES, PADDINGS
-from moemoe_jax.nn.rows import REPEATS, Rows, join, parts
+from moemoe_jax.nn.rows import Rows, join, parts, repeat_of
 
 
 @struct.dataclass
@@ -47,7 +47,7 @@ def literal(fused: Fused) -> Fused:
     products, questions, length = fused.valid.shape
     by_channel = parts(jnp.swapaxes(fused.sources.values, 1, 2), fused.sources.spans)
     tokens = [
-        REPEATS[repeat].spread(x, length)
+        repeat_of(repeat).spread(x, length)
         for x, (_, repeat) in zip(by_channel, fused.sources.spans, strict=True)
     ]
     weights = fused.weights.astype(fused.sources.values.dtype)

@@ -10,17 +10,17 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from moemoe_jax.models.encoded import Encoded, mean_pool
+from moemoe_jax.models.encoded import Encoded, mean_pool, real_tokens
 from moemoe_jax.nn.linear import Linear
 from moemoe_jax.nn.params import constant, normal, param
-from moemoe_jax.nn.rows import REPEATS, Rows, parts
+from moemoe_jax.nn.rows import Rows, parts, repeat_of
 
 # --- logits --------------------------------------------------------------------------------------
 
 
-# Each says whether it reads the question at each of the K positions, for which questions must be
-# that long, and whether it looks at the sources' rows: then cutting a text's padding off may change
-# an answer (`inference.buckets`).
+# Each says whether it reads the question at each of the K positions, for which its padding is
+# encoded up to there, and whether it looks at the sources' rows: then cutting a text's padding off
+# may change an answer (`inference.buckets`).
 
 
 class TokenGate(nnx.Module):
@@ -39,7 +39,8 @@ class TokenGate(nnx.Module):
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
     ) -> jax.Array:
         """Returns logits [P, Q, S, K] from K tokens of U questions and `index` int [P, Q]."""
-        return jnp.swapaxes(self.score(question.rows), 1, 2)[index]
+        scores = jnp.swapaxes(self.score(question.rows), 1, 2)
+        return repeat_of(question.repeat).spread(scores, length)[index]
 
 
 class PooledGate(TokenGate):
@@ -64,7 +65,7 @@ class CrossGate(TokenGate):
         self, question: Encoded, index: jax.Array, sources: Rows, length: int
     ) -> jax.Array:
         """Returns logits [P, Q, S, K]."""
-        tokens, valid = question.rows[index], question.valid[index][:, :, None]
+        tokens, valid = question.rows[index], (real_tokens(question) > 0)[index][:, :, None]
         attention = jnp.einsum("pnd,pqjd->pqnj", sources.values, tokens).astype(jnp.float32)
         attention = jnp.where(valid, attention * tokens.shape[-1] ** -0.5, -1e9)
         probs = jnp.swapaxes(jax.nn.softmax(attention, axis=-1), 2, 3)  # [P, Q, J, N]
@@ -74,7 +75,7 @@ class CrossGate(TokenGate):
         scores = jnp.swapaxes(self.score(tokens), 2, 3)  # [P, Q, S, J]
         default = jnp.sum(scores * evenly, axis=-1, keepdims=True)
         found = [
-            REPEATS[repeat].spread(
+            repeat_of(repeat).spread(
                 jnp.einsum("pqjn,pqj->pqn", part, scores[:, :, s]) - default[:, :, s], length
             )
             for s, (part, (_, repeat)) in enumerate(

@@ -7,8 +7,8 @@ The model is four steps, and a caller may keep what the earlier ones gave:
     fuse              e = Σ_s w_s(Q) ∗ S_s          scalars per question           eqs 4-5
     decode            answer = decoder(e)           sparse experts inside          eqs 8-10
 
-Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, D width,
-L answer tokens, V vocabulary.
+Shapes: P products, Q questions per product, U distinct questions, S sources, K tokens, J of a
+question, D width, L answer tokens, V vocabulary.
 """
 
 from flax import nnx
@@ -79,9 +79,14 @@ class MoEMoE(nnx.Module):
     def encode_question(
         self, ids: jax.Array, key: jax.Array | None = None
     ) -> tuple[Encoded, Stats]:
-        """Encodes distinct questions, int [U, K] with 0 as padding (eq 1)."""
+        """Encodes distinct questions, int [U, J <= K] with 0 as padding (eq 1).
+
+        Where a question is read at all K positions, its padding is encoded up to there.
+        """
         table = self.question_embedding or self.decoder_embedding
-        return self._encode_text("question_encoder", self.question_encoder, table, ids, key)
+        runs = self.config.question_runs(ids.shape[1])
+        runs = runs if sum(runs) > ids.shape[1] else None
+        return self._encode_text("question_encoder", self.question_encoder, table, ids, key, runs)
 
     def encode_sources(
         self, sources: dict[str, jax.Array], key: jax.Array | None = None
@@ -245,7 +250,7 @@ class MoEMoE(nnx.Module):
         """Runs a whole training batch; `key` None is deterministic.
 
         Args:
-          batch: as `data.batching` makes it: question_ids [U, K], question_index and question_valid
+          batch: as `data.batching` makes it: question_ids [U, J], question_index and question_valid
             [P, Q], answer_ids [P, Q, L], and sources and source_valid by name.
           key: a PRNG key in training.
         """
@@ -291,10 +296,16 @@ class MoEMoE(nnx.Module):
             moe=stats | found,
         )
 
-    def _encode_text(self, name, encoder, table, ids, key) -> tuple[Encoded, Stats]:
+    def _encode_text(self, name, encoder, table, ids, key, runs=None) -> tuple[Encoded, Stats]:
+        """Encodes int [B, J], and the `runs` of padding that follows (see `nn.padding`)."""
         valid = ids != 0
-        hidden, stats = encoder(table(ids), valid, key)
-        return Encoded(hidden, valid), {f"{name}/{i}": s for i, s in stats.items()}
+        if runs is not None:
+            ids = jnp.pad(ids, ((0, 0), (0, len(runs) - ids.shape[1])))
+        hidden, stats = encoder(table(ids), valid, key, runs=runs)
+        text = Encoded(hidden, valid)
+        if runs is not None:
+            text = extend_text(text.replace(repeat=runs), sum(runs))
+        return text, {f"{name}/{i}": s for i, s in stats.items()}
 
     def _encode_image(self, pixels: jax.Array, key: jax.Array | None) -> Encoded:
         config = self.config

@@ -199,7 +199,8 @@ class SelfAttention(Attention):
 
         Args:
           x: float [..., L, D].
-          bias: float32 [H, L, K], where K is L, or M with a cache.
+          bias: float32 [H, L, K], where K is M with a cache; else, at most L, the first of x that
+            can be seen at all.
           mask: bool, broadcastable to [..., L, K]: who may be seen by whom.
           key: turns dropout of the probabilities on.
           cache: what earlier calls projected, [..., H, M, C].
@@ -208,8 +209,10 @@ class SelfAttention(Attention):
         Returns:
           [..., L, D] and the cache with x written into it (None without a cache).
         """
+        seen = x if cache is not None else x[..., : bias.shape[-1], :]
         query, keys, values = (
-            jnp.swapaxes(self.split(f(x)), -3, -2) for f in (self.query, self.key, self.value)
+            jnp.swapaxes(self.split(f(rows)), -3, -2)
+            for f, rows in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         if cache is not None:
             start = (*(0,) * (keys.ndim - 2), position, 0)

@@ -1,22 +1,28 @@
 """The rows that cross-attention reads, and the K tokens that they stand for.
 
-An image of 64 patches fills K tokens by repetition (eq 3), and a text that is shorter than K ends
-in nothing. Neither needs K rows: a row is encoded, projected and multiplied once. What it gives is
-`spread` to its tokens, where it meets their weights; what its tokens weigh is `fold`ed onto it.
-Each of the two is the other's transpose.
+An image of 64 patches fills K tokens by repetition (eq 3), a text that is shorter than K ends in
+nothing, and of its padding many positions are alike (see `padding`). None of them needs K rows: a
+row is encoded, projected and multiplied once. What it gives is `spread` to its tokens, where it
+meets their weights; what its tokens weigh is `fold`ed onto it. Each of the two is the other's
+transpose.
 
 Shapes: P products, S sources, N rows of all sources (n of one), K tokens; "..." is any batch.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import NamedTuple
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Spans = tuple[tuple[int, str], ...]
-"""Of each source, the number of its rows and the name of how they fill K tokens, in `REPEATS`."""
+Filling = str | tuple[int, ...]
+"""How rows fill K tokens: a name in `REPEATS`, or how many tokens in a row each row stands for."""
+
+Spans = tuple[tuple[int, Filling], ...]
+"""Of each source, the number of its rows and how they fill K tokens."""
 
 
 class Repeat(NamedTuple):
@@ -63,6 +69,22 @@ REPEATS: dict[str, Repeat] = {
 }
 
 
+def _spread_runs(runs: tuple[int, ...], x: jax.Array, length: int) -> jax.Array:
+    return jnp.repeat(x, np.array(runs), axis=-1, total_repeat_length=length)
+
+
+def _fold_runs(runs: tuple[int, ...], x: jax.Array, rows: int) -> jax.Array:
+    members = np.repeat(np.eye(rows, dtype=np.float32), runs, axis=0)  # [K, n]
+    return jnp.matmul(x, members, precision=jax.lax.Precision.HIGHEST)
+
+
+def repeat_of(filling: Filling) -> Repeat:
+    """Looks up what a filling does."""
+    if isinstance(filling, str):
+        return REPEATS[filling]
+    return Repeat(functools.partial(_spread_runs, filling), functools.partial(_fold_runs, filling))
+
+
 @struct.dataclass
 class Rows:
     """Rows of S sources, one source after the other: `values` [P, N, ...]."""
@@ -71,9 +93,9 @@ class Rows:
     spans: Spans = struct.field(pytree_node=False)
 
 
-def join(sources: Sequence[jax.Array], repeats: Sequence[str]) -> Rows:
-    """The rows of several sources [P, n, D], each with the name of how it fills K tokens."""
-    spans = tuple((x.shape[1], repeat) for x, repeat in zip(sources, repeats, strict=True))
+def join(sources: Sequence[jax.Array], fillings: Sequence[Filling]) -> Rows:
+    """The rows of several sources [P, n, D], each with how they fill K tokens."""
+    spans = tuple((x.shape[1], filling) for x, filling in zip(sources, fillings, strict=True))
     return Rows(jnp.concatenate(sources, axis=1) if len(sources) > 1 else sources[0], spans)
 
 
@@ -99,8 +121,8 @@ def spread(x: jax.Array, weights: jax.Array | None, spans: Spans, length: int) -
       [..., K].
     """
     total = 0.0
-    for s, (part, (_, repeat)) in enumerate(zip(parts(x, spans), spans, strict=True)):
-        tokens = REPEATS[repeat].spread(part, length)
+    for s, (part, (_, filling)) in enumerate(zip(parts(x, spans), spans, strict=True)):
+        tokens = repeat_of(filling).spread(part, length)
         total += tokens if weights is None else tokens * weights[..., s, :]
     return total
 
@@ -108,7 +130,7 @@ def spread(x: jax.Array, weights: jax.Array | None, spans: Spans, length: int) -
 def fold(x: jax.Array, weights: jax.Array | None, spans: Spans) -> jax.Array:
     """The transpose of `spread`: [..., K], a number a token, to [..., N]."""
     found = []
-    for s, (rows, repeat) in enumerate(spans):
+    for s, (rows, filling) in enumerate(spans):
         weighed = x if weights is None else x * weights[..., s, :]
-        found.append(REPEATS[repeat].fold(weighed, rows))
+        found.append(repeat_of(filling).fold(weighed, rows))
     return jnp.concatenate(found, axis=-1) if len(found) > 1 else found[0]

@@ -4,8 +4,9 @@ The token embedding tables live outside, so that stacks can share them or not. T
 P products x Q questions at once and reads a memory that a product's questions share (see
 `attention`).
 
-Shapes: B texts, P products, Q questions, S sources, N rows of all sources, K memory tokens, L
-answer tokens, D width, V vocabulary, M cached positions.
+Shapes: B texts, P products, Q questions, S sources, N rows of all sources, K memory tokens (J of
+them before the padding, R rows that differ), L answer tokens, D width, V vocabulary, M cached
+positions.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moemoe_jax.nn.attention import KVCache
 from moemoe_jax.nn.linear import Embed, Linear
@@ -103,7 +105,7 @@ class T5Stack(nnx.Module):
 
 
 class T5Encoder(T5Stack):
-    """Embedded tokens [B, K, D] to hidden states [B, K, D]; padding sees and changes nothing."""
+    """Embedded tokens [B, K, D] to hidden states [B, K, D]; no token sees padding."""
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class T5Encoder(T5Stack):
         valid: jax.Array,
         key: jax.Array | None = None,
         question: jax.Array | None = None,
+        runs: tuple[int, ...] | None = None,
     ) -> tuple[jax.Array, dict[int, "MoEStats"]]:
         """Encodes.
 
@@ -131,15 +134,19 @@ class T5Encoder(T5Stack):
           valid: bool [B, K].
           key: turns dropout on.
           question: [B, D] that mixtures may route on.
+          runs: what `padding_runs` gave, for rows of padding that stand for several positions. Then
+            `embedded` has those R rows, of which `valid` has the tokens, bool [B, J]. Dropout takes
+            the same of all positions of a row.
 
         Returns:
-          The compute dtype's [B, K, D], and the statistics of each mixture by layer index.
+          The compute dtype's [B, K or R, D], and the statistics of each mixture by layer index.
         """
-        positions = jnp.arange(embedded.shape[-2])
+        rows, tokens = embedded.shape[-2], valid.shape[-1]
+        positions = np.arange(rows) if runs is None else np.cumsum(runs) - runs
         hidden, _, stats = self.run(
             embedded,
-            valid,
-            positions=(positions, positions),
+            jnp.pad(valid, ((0, 0), (0, rows - tokens))),
+            positions=(positions, positions[:tokens]),
             mask=valid[..., None, :],
             key=key,
             question=question,

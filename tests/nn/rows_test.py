@@ -16,12 +16,13 @@ ROWS = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
         ("tile", [1, 2, 3, 1, 2, 3], [10 + 13, 11 + 14, 12 + 15]),
         ("interleave", [1, 1, 2, 2, 3, 3], [10 + 11, 12 + 13, 14 + 15]),
         ("pad", [1, 2, 3, 0, 0, 0], [10, 11, 12]),
+        ((1, 3, 2), [1, 2, 2, 2, 3, 3], [10, 11 + 12 + 13, 14 + 15]),
     ],
 )
-def test_rows_fill_tokens_in_the_order_of_the_name(repeat, spread, fold):
-    found = rows.REPEATS[repeat].spread(jnp.array([[1.0, 2.0, 3.0]]), 6)
+def test_rows_fill_tokens_as_told(repeat, spread, fold):
+    found = rows.repeat_of(repeat).spread(jnp.array([[1.0, 2.0, 3.0]]), 6)
     chex.assert_trees_all_equal(found, jnp.array([spread], jnp.float32))
-    found = rows.REPEATS[repeat].fold(jnp.arange(10.0, 16.0)[None], 3)
+    found = rows.repeat_of(repeat).fold(jnp.arange(10.0, 16.0)[None], 3)
     chex.assert_trees_all_equal(found, jnp.array([fold], jnp.float32))
 
 
@@ -46,7 +47,7 @@ def test_the_weighted_sum_of_two_sources_by_hand():
     chex.assert_trees_all_equal(folded, jnp.array([4.0, 4.0, 1.0, 1.0, 10.0]))
 
 
-@pytest.mark.parametrize("repeat", rows.REPEATS)
+@pytest.mark.parametrize("repeat", [*rows.REPEATS, (1, 7)])
 def test_folding_is_the_transpose_of_spreading(repeat):
     spans = ((2, repeat), (4, "pad"), (8, "tile"))
     keys = jax.random.split(jax.random.key(0), 3)
