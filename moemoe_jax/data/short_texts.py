@@ -34,6 +34,12 @@ class ShortTexts:
         setting = "question_length" if config.question_length else "text_length"
         return self._encode("question", text, text, config.question_tokens, setting)
 
+    def question_length(self, text: str) -> int:
+        """How many tokens a question would have, were there no limit."""
+        return len(
+            self._tokenizer.encode(text, len(text.encode()) + 8)[0]
+        )  # a token a byte at most
+
     def answer_ids(self, example: Example) -> np.ndarray:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
         if not example.labelled:

@@ -34,6 +34,7 @@ from moemoe_jax.data.sources import RecordSource
 from moemoe_jax.data.survey import survey
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
+from moemoe_jax.files import shown
 
 
 class TrainBatches:
@@ -59,6 +60,7 @@ class TrainBatches:
             config.products_per_batch * config.questions_per_product,
             measure=len(self._lengths) > 1,
         )
+        _warn_of_cut(reader, found.questions)
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
@@ -166,6 +168,24 @@ class TrainBatches:
             self.notes.once("text cut off at its batch's length", index)
             product = shortened(product, length)
         return product
+
+
+def _warn_of_cut(reader: ProductReader, questions: Sequence[str]) -> None:
+    """Warns, before the first step, of questions that are cut: their end may tell what is asked."""
+    config = reader.config
+    lengths = {question: reader.short_texts.question_length(question) for question in questions}
+    longest = max(lengths, key=lengths.__getitem__)
+    if lengths[longest] > config.question_tokens:
+        setting = "question_length" if config.question_length else "text_length"
+        logging.warning(
+            "%d of %d questions are cut at data.%s=%d tokens; the longest has %d: %s",
+            sum(length > config.question_tokens for length in lengths.values()),
+            len(lengths),
+            setting,
+            config.question_tokens,
+            lengths[longest],
+            shown(longest),
+        )
 
 
 def train_batches(

@@ -144,7 +144,7 @@ def test_a_text_that_tells_all_that_is_asked_is_not_dropped(tokenizer):
         assert batch["source_valid"]["text"].all() and batch["question_valid"].any(1).all()
 
 
-def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
+def test_what_is_too_long_is_cut_and_counted_once_and_a_question_told_at_once(tokenizer, caplog):
     long, answer = "which " * 40, " ".join(["a very long and winding answer"] * 3)
     record = product(
         0,
@@ -152,7 +152,13 @@ def test_what_is_too_long_is_cut_and_counted_once(tokenizer):
         attributes={"colour": answer},
         questions=(Question(long, ("yes",)),),
     )
-    iterator = train(tokenizer, source=ListSource([record]), products_per_batch=1)
+    with caplog.at_level("WARNING", logger="absl"):
+        iterator = train(tokenizer, source=ListSource([record]), products_per_batch=1)
+    ids, _ = tokenizer.encode(long, 1000)
+    assert caplog.messages == [
+        "1 of 2 questions are cut at data.text_length=60 tokens; the longest has "
+        f"{len(ids)}: {shown(long)}"
+    ]
     for batch in take(iterator, 3):
         assert batch["sources"]["text"][0, -1] == 1
         assert sorted(batch["question_ids"][:, -1]) == [0, 1]
