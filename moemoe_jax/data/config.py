@@ -203,6 +203,11 @@ class DataConfig:
         return self.question_length or self.text_length
 
     @property
+    def question_tokens_setting(self) -> str:
+        """Which setting J is from."""
+        return "question_length" if self.question_length else "text_length"
+
+    @property
     def text_lengths(self) -> tuple[int, ...]:
         """What the texts of a training batch may be padded to, growing; the last is K."""
         return tuple(sorted({*self.text_buckets, self.text_length}))

@@ -31,14 +31,13 @@ class ShortTexts:
     def question_ids(self, text: str) -> np.ndarray:
         """Returns a question's tokens, int32 [N <= J]."""
         config = self._config
-        setting = "question_length" if config.question_length else "text_length"
+        setting = config.question_tokens_setting
         return self._encode("question", text, text, config.question_tokens, setting)
 
     def question_length(self, text: str) -> int:
         """How many tokens a question would have, were there no limit."""
-        return len(
-            self._tokenizer.encode(text, len(text.encode()) + 8)[0]
-        )  # a token a byte at most
+        most = len(text.encode()) + 8  # a token a byte, and what stands around them
+        return len(self._tokenizer.encode(text, most)[0])
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""

@@ -176,12 +176,11 @@ def _warn_of_cut(reader: ProductReader, questions: Sequence[str]) -> None:
     lengths = {question: reader.short_texts.question_length(question) for question in questions}
     longest = max(lengths, key=lengths.__getitem__)
     if lengths[longest] > config.question_tokens:
-        setting = "question_length" if config.question_length else "text_length"
         logging.warning(
             "%d of %d questions are cut at data.%s=%d tokens; the longest has %d: %s",
             sum(length > config.question_tokens for length in lengths.values()),
             len(lengths),
-            setting,
+            config.question_tokens_setting,
             config.question_tokens,
             lengths[longest],
             shown(longest),
