@@ -5,6 +5,10 @@ Scores of every token for every word are by far the largest arrays of a training
 Here a few positions at a time are scored, and while their scores are there, the gradients by the
 hidden states and by the vocabulary are taken as well: the backward pass only scales them.
 
+Positions without weight (padding, slots without a question) come last, product by product, and
+chunks that have nothing else are left out. Answers are short: of positions that are padded to the
+longest of them, often more than half are such.
+
 Shapes: P products, T positions of a product (questions times answer tokens), D width, V vocabulary,
 C positions of a chunk.
 """
@@ -48,7 +52,7 @@ def vocabulary_loss(
       chunk_scores: about how many scores of each product are held at a time, C V.
 
     Returns:
-      float32 scalar, and the most probable words, int32 [P, T].
+      float32 scalar, and the most probable words, int32 [P, T]: any, where the weight is 0.
     """
     chunk = max(1, chunk_scores // kernel.shape[1])
     return _loss(smoothing, chunk, hidden, kernel, targets, weights)
@@ -99,15 +103,25 @@ def _by_chunks(
         )
         return jax.tree.map(jnp.add, total, (loss, at_kernel)), (best, at_hidden)
 
+    def add_if_any(total, part):
+        needed, part = part
+        found = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(add, total, part)[1]
+        )
+        return jax.lax.cond(needed, add, lambda total, part: (total, found), total, part)
+
     nothing = jnp.zeros(kernel.shape, jnp.float32) if by_kernel else None
     zero = jnp.zeros((), jnp.float32), nothing
     if chunk >= length:
         (loss, at_kernel), (best, at_hidden) = add(zero, positions)
     else:
         # Cut along the positions, as the products may lie on different devices.
-        parts = jax.tree.map(lambda x: _cut(x, chunk), positions)
-        (loss, at_kernel), found = jax.lax.scan(add, zero, parts)
-        best, at_hidden = jax.tree.map(lambda x: _join(x, length), found)
+        order = jnp.argsort(weights == 0, axis=1, stable=True)
+        parts = jax.tree.map(lambda x: _cut(_take(x, order), chunk), positions)
+        needed = jnp.any(parts.weights != 0, axis=(1, 2))
+        (loss, at_kernel), found = jax.lax.scan(add_if_any, zero, (needed, parts))
+        back = jnp.argsort(order, axis=1)
+        best, at_hidden = jax.tree.map(lambda x: _take(_join(x, length), back), found)
     if by_kernel:
         at_kernel = at_kernel.astype(kernel.dtype)
     return loss, best, (at_hidden, at_kernel)
@@ -140,6 +154,11 @@ def _one_chunk(
             "ptd,ptv->dv", part.hidden, gradient, preferred_element_type=jnp.float32
         )
     return loss, best, (at_hidden, at_kernel)
+
+
+def _take(x: jax.Array, order: jax.Array) -> jax.Array:
+    """[P, T, ...] with each product's positions in an order, int [P, T]."""
+    return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
 def _cut(x: jax.Array, chunk: int) -> jax.Array:

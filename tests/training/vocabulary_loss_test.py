@@ -108,3 +108,18 @@ def test_the_scores_of_all_positions_are_never_there_together():
 
     text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, kernel))
     assert f"f32[{P},2,{V}]" in text and f"f32[{P},{T},{V}]" not in text
+
+
+def test_chunks_of_positions_without_weight_are_left_out():
+    hidden, kernel, targets, _ = example()
+    weights = jnp.array([[0.0, 1.0, 0.0, 0.0, 2.0]] * P)
+    poisoned = jnp.where(weights[..., None] == 0, jnp.nan, hidden)  # would be in any sum
+
+    def loss(hidden, kernel):
+        return vocabulary_loss(hidden, kernel, targets, weights, chunk_scores=2 * V)
+
+    value_and_gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (expected, best), gradients = value_and_gradient(hidden, kernel)
+    (found, at), others = value_and_gradient(poisoned, kernel)
+    chex.assert_trees_all_close((found, others), (expected, gradients), atol=1e-6)
+    chex.assert_trees_all_equal(at[weights > 0], best[weights > 0])
