@@ -124,7 +124,8 @@ class DataConfig:
       question_length: J, that of questions, the longest of which it should hold; 0 takes K. The
         token gate reads a question at each of the K source tokens, but from its end on only what
         differs is encoded (`nn.padding`): the shorter J, the less.
-      answer_length: L, the padded length of answers, in tokens, `</s>` included.
+      answer_length: L, the most tokens of an answer, `</s>` included. Training pads to the longest
+        answer of its data where that has less.
       question_template: how an attribute is asked; `{attribute}` stands for its name.
       question_templates: templates for single attributes, by name.
       attributes: the attributes to ask; none named means all that the records have.

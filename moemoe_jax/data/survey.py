@@ -28,6 +28,7 @@ class Survey:
       indices: int64 [N], the records with something to look at and something to ask.
       counts: int64 [N], how many questions each has.
       lengths: int64 [N], the most tokens that a text of each can have; zeros if not measured.
+      longest_answer: tokens of the longest answer to learn, at most L.
       questions: the different questions, in the order in which they first occur; where there are
         more than a limit, more than that many of them.
       attributes: how often each attribute has each value ("" where there is known to be none).
@@ -36,6 +37,7 @@ class Survey:
     indices: np.ndarray
     counts: np.ndarray
     lengths: np.ndarray
+    longest_answer: int
     questions: tuple[str, ...]
     attributes: dict[str, Counter[str]]
 
@@ -63,6 +65,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             "(data.val_fraction, data.test_fraction), or set that to 0 to do without"
         )
     indices, counts, lengths, known, fields = [], [], [], set(), set()
+    longest_answer = 0
     questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
@@ -81,6 +84,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         counts.append(len(examples))
         lengths.append(reader.longest_text(index, record) if measure else 0)
         for example in examples:
+            longest_answer = max(longest_answer, len(reader.short_texts.answer_ids(example)))
             if example.attribute is not None:
                 attributes[example.attribute][(example.answers or ("",))[0]] += 1
         if len(questions) <= limit:
@@ -100,6 +104,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         np.asarray(indices),
         np.asarray(counts),
         np.asarray(lengths),
+        longest_answer,
         tuple(questions),
         dict(attributes),
     )

@@ -13,8 +13,11 @@ only some of them, drawn by (seed, step) from all that its products have. A ques
 then still as likely to be asked as any other of it, but products of one batch are asked more of the
 same.
 
+Answers are padded to the longest of all that are learnt, where that is less than L: the decoder is
+causal, so positions behind it would change nothing.
+
 Shapes: N products that can be used, P products a batch, Q questions a product, U rows of the
-question table.
+question table, L answer tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,6 +75,7 @@ class TrainBatches:
         self._mine = rows_made(config, mine)
         self._indices = found.indices
         self._buckets = np.searchsorted(self._lengths, found.lengths)
+        self._answer_length = found.longest_answer
         self._order = BatchOrder(self._buckets, config.products_per_batch, seed)
         self._iterator = in_order(self._make, len(self._order), config)
         self._step = 0
@@ -132,7 +136,9 @@ class TrainBatches:
         drawn = [self._draw(examples, first + row) for row, examples in enumerate(asked)]
         products = [self._product(int(indices[row]), *drawn[row], length) for row in self._mine]
         questions = distinct_questions(examples for examples, _ in drawn)
-        return collate(products, questions, self._reader, self.rows, length)
+        batch = collate(products, questions, self._reader, self.rows, length)
+        batch["answer_ids"] = batch["answer_ids"][..., : self._answer_length]
+        return batch
 
     def _shared(self, asked: list[tuple[Example, ...]], step: int) -> list[tuple[Example, ...]]:
         """What is left of the questions of a batch's products: all that the table has room for."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moemoe_jax.data.config import AugmentConfig
+from moemoe_jax.data.questions import examples_of
 from moemoe_jax.data.records import Question
 from moemoe_jax.data.tokenizer import Tokenizer
 from moemoe_jax.errors import UserError
@@ -168,6 +169,19 @@ def test_what_is_too_long_is_cut_and_counted_once_and_a_question_told_at_once(to
         f"note: question truncated (data.text_length=60): 1, such as {shown(long)}",
         "note: source 'text' truncated (data.text_length=60): 1, such as record 'p0'",
     ]
+
+
+def test_answers_are_padded_to_the_longest_that_is_learnt(tokenizer):
+    lengths = [
+        len(tokenizer.encode(example.answers[0] if example.answers else "<none>", 99)[0])
+        for number in range(10)
+        for example in examples_of(product(number), make_config())
+    ]
+    wide, cut = (
+        take(train(tokenizer, answer_length=length), 6) for length in (99, min(lengths) + 1)
+    )
+    assert {batch["answer_ids"].shape[-1] for batch in wide} == {max(lengths)}
+    assert {batch["answer_ids"].shape[-1] for batch in cut} == {min(lengths) + 1}
 
 
 class _Ascii:
