@@ -5,6 +5,9 @@ best continuations of N beams, those among the first N that end here are finishe
 score is Σ log p / tokens^length_penalty; the best N that do not end go on. A row keeps its N best
 finished answers, and is done as `EARLY_STOPPINGS` says.
 
+A beam that continues another reads its keys and values where that one wrote them: what is carried
+from beam to beam is a number for each token, its slot in the decoder's cache.
+
 Shapes: P products, Q questions per product, N beams, L answer tokens, V vocabulary.
 """
 
@@ -81,25 +84,26 @@ def beam_search(
     """
     score_next, cache = start_decoding(model, fused, question, length, beams)
     shape = (*asked.shape, beams)
-    flat = (shape[0], -1)
-    axis = model.decoder.stack.batch_axis
+    write = jax.lax.dynamic_update_index_in_dim
 
     def unfinished(carry):
         position, _, done, *_ = carry
         return (position < length) & ~jnp.all(done)
 
     def advance(carry):
-        position, token, done, cache, running, finished = carry
+        position, token, done, cache, lineage, running, finished = carry
         alive = jnp.broadcast_to(~done[..., None], shape)
-        logits, cache = score_next(token.reshape(flat), position, cache, alive.reshape(flat))
-        parent, chosen, found = _best_continuations(logits.reshape(*shape, -1), running, position)
+        slots = jnp.broadcast_to(jnp.arange(beams), shape)
+        lineage = write(lineage, slots, position, axis=3)
+        logits, cache = score_next(token, position, cache, alive, lineage)
+        parent, chosen, found = _best_continuations(logits, running, position)
         ends = (chosen == END) | (position + 1 == length)
 
         # The N best that go on.
         going = jnp.where(ends, _NEVER, found.scores)
         running_scores, index = jax.lax.top_k(going, beams)
         running = found.pick(index)._replace(scores=running_scores)
-        cache = _reorder(cache, _pick(parent, index), axis)
+        lineage = _pick(lineage, _pick(parent, index))
 
         # The N best that have ended, now or before; those that end now must be among the first N.
         first = jnp.arange(2 * beams) < beams
@@ -112,7 +116,8 @@ def beam_search(
         if (reach := EARLY_STOPPINGS[early_stopping]) is not None:
             limit = jnp.asarray(reach(position + 1, length, length_penalty), jnp.float32)
             stops &= running_scores[..., 0] / limit**length_penalty <= scores[..., -1]
-        return position + 1, _pick(chosen, index), done | stops, cache, running, finished
+        token = _pick(chosen, index)
+        return position + 1, token, done | stops, cache, lineage, running, finished
 
     nothing = Beams(
         ids=jnp.full((*shape, length), PAD, jnp.int32),
@@ -124,6 +129,7 @@ def beam_search(
         jnp.full(shape, PAD, jnp.int32),
         ~asked,
         cache,
+        jnp.zeros((*shape, length), jnp.int32),
         # All beams are equal at first: only one may continue.
         nothing._replace(scores=jnp.where(jnp.arange(beams) == 0, 0.0, nothing.scores)),
         nothing,
@@ -169,22 +175,6 @@ def _best_continuations(
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     """Picks along dimension 2 of [P, Q, N, ...] by int [P, Q, M]."""
     return jax.vmap(jax.vmap(lambda rows, chosen: rows[chosen]))(values, index)
-
-
-def _reorder(cache: tuple, parent: jax.Array, axis: int) -> tuple:
-    """Gives each beam the cache of the one that it continues, int [P, Q, N].
-
-    The decoder's batch is (P, Q N) or, where every question has a memory of its own, (P Q, N); its
-    first dimension is `axis` of the cache.
-    """
-
-    def pick(leaf: jax.Array) -> jax.Array:
-        index = parent.reshape(leaf.shape[axis], -1, parent.shape[-1])
-        split = leaf.reshape(*leaf.shape[:axis], *index.shape, *leaf.shape[axis + 2 :])
-        picked = jax.vmap(_pick, (0, None))(split, index) if axis else _pick(split, index)
-        return picked.reshape(leaf.shape)
-
-    return jax.tree.map(pick, cache)
 
 
 def best_answers(

@@ -1,6 +1,6 @@
 """Greedy decoding: one `while_loop` with key-value caches, which stops when every row is done.
 
-Shapes: P products, Q questions per product, L answer tokens, V vocabulary.
+Shapes: P products, Q questions per product, N beams, L answer tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moemoe_jax.models.fusion import Fused
 from moemoe_jax.models.moemoe import MoEMoE
 from moemoe_jax.models.seq2seq import Seq2Seq
+from moemoe_jax.nn.highest import highest
 
 END = 1  # </s> in every T5 vocabulary
 PAD = 0
@@ -32,41 +33,38 @@ def start_decoding(
       fused: from `model.fuse`.
       question: float [P, Q, D] mean question vectors, or None without a question encoder.
       length: L, the most tokens of an answer.
-      beams: N. The beams are further questions of their product: what they read is projected once
-        a product, and only a question's weights and mask, a number a token, are repeated.
+      beams: N answers a question, which read it as tokens of one answer do: what they read is
+        there once for all of them.
 
     Returns:
-      `advance(token, position, cache, alive)`, which takes int [P, Q * N] tokens and bool
-      [P, Q * N], the answers that go on (the others take no expert slot), to the next token's
-      scores, float32 [P, Q * N, V], and the cache; and the empty cache.
+      `advance(token, position, cache, alive, lineage)`, which takes int [P, Q, N] tokens, bool
+      [P, Q, N], the answers that go on (the others take no expert slot), and the decoder's
+      `lineage`, to the next token's scores, float32 [P, Q, N, V], and the cache; and the empty
+      cache.
     """
-    (rows, columns), memory, weights, memory_valid = model.read(fused)
-    if beams > 1:
-        columns *= beams
-        weights = None if weights is None else jnp.repeat(weights, beams, axis=1)
-        memory_valid = jnp.repeat(memory_valid, beams, axis=1)
-        question = None if question is None else jnp.repeat(question, beams, axis=1)
-    vectors = None if question is None else question.reshape(rows, columns, -1)
+    shape, memory, weights, memory_valid = model.read(fused)
+    vectors = None if question is None else question.reshape(*shape, -1)
+    first = None if model.start is None else model.start(question)[:, :, None]
 
-    def advance(token, position, cache, alive):
-        embedded = model.embed_answer(token[..., None], None, first=False)
-        if model.start is not None:
-            started = model.embed_answer(token[..., None], question, first=True)
-            embedded = jnp.where(position == 0, started, embedded)
+    def advance(token, position, cache, alive, lineage=None):
+        embedded = model.embed_answer(token)
+        if first is not None:
+            embedded = jnp.where(position == 0, embedded + first, embedded)
         hidden, cache = model.decoder.step(
-            embedded.reshape(rows, columns, 1, -1),
+            embedded.reshape(*shape, *embedded.shape[2:]),
             position,
             cache,
             memory,
             weights,
             memory_valid,
             question=vectors,
-            valid=alive.reshape(rows, columns, 1),
+            valid=alive.reshape(*shape, beams),
+            lineage=None if lineage is None else lineage.reshape(*shape, *lineage.shape[2:]),
         )
         logits = model.logits(hidden.reshape(*token.shape, -1))
         return logits.astype(jnp.float32), cache
 
-    return advance, model.decoder.init_cache(rows, columns, length)
+    return advance, model.decoder.init_cache(*shape, length, beams)
 
 
 def greedy(
@@ -98,9 +96,10 @@ def greedy(
 
     def advance(carry):
         position, token, done, cache, ids, scores = carry
-        logits, cache = score_next(token, position, cache, ~done)
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        score = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+        logits, cache = score_next(token[..., None], position, cache, ~done[..., None])
+        logits = logits[:, :, 0]
+        best, score = highest(logits)
+        score -= jax.nn.logsumexp(logits, axis=-1)
         token = jnp.where(done, PAD, best)
         ids = jax.lax.dynamic_update_index_in_dim(ids, token, position, axis=2)
         scores = jax.lax.dynamic_update_index_in_dim(

@@ -171,7 +171,9 @@ class MoEMoE(nnx.Module):
           hidden states, float [P, Q, L, D], which `logits` scores the vocabulary by, and the
           mixtures' statistics.
         """
-        embedded = self.embed_answer(inputs, question, first=True)
+        embedded = self.embed_answer(inputs)
+        if self.start is not None:
+            embedded = embedded.at[:, :, 0].add(self.start(question))
         rows, memory, weights, memory_valid = self.read(fused)
         hidden, stats = self.decoder(
             embedded.reshape(*rows, *embedded.shape[2:]),
@@ -187,12 +189,9 @@ class MoEMoE(nnx.Module):
 
     # --- pieces of `decode`, which decoding token by token uses as well ---------------------------
 
-    def embed_answer(self, inputs: jax.Array, question: jax.Array | None, first: bool) -> jax.Array:
-        """Embeds int [P, Q, L]; with `first`, position 0 is the start token."""
-        embedded = self.decoder_embedding(inputs)
-        if first and self.start is not None:
-            embedded = embedded.at[:, :, 0].add(self.start(question))
-        return embedded
+    def embed_answer(self, inputs: jax.Array) -> jax.Array:
+        """Embeds int [P, Q, L]; to a start token, `start` of the question is still to be added."""
+        return self.decoder_embedding(inputs)
 
     def read(self, fused: Fused):
         """Projects what cross-attention reads, once for all answer tokens.

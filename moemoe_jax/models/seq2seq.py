@@ -78,9 +78,8 @@ class Seq2Seq(nnx.Module):
         """The memory of a decoder that answers one question a text, with nothing to weigh."""
         return Fused(join([hidden], ["pad"]), weights=None, valid=(ids != 0)[:, None])
 
-    def embed_answer(self, inputs: jax.Array, question: None, first: bool) -> jax.Array:
+    def embed_answer(self, inputs: jax.Array) -> jax.Array:
         """Embeds int [B, 1, L]; the start token is like any other."""
-        del question, first
         return self.embedding(inputs)
 
     def read(self, fused: Fused):

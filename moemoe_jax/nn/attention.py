@@ -193,7 +193,7 @@ class SelfAttention(Attention):
         key: jax.Array | None = None,
         *,
         cache: KVCache | None = None,
-        position: jax.Array | int = 0,
+        start: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
         """Attends from x [..., L, D] to itself, or to `cache` once x is written into it.
 
@@ -204,7 +204,7 @@ class SelfAttention(Attention):
           mask: bool, broadcastable to [..., L, K]: who may be seen by whom.
           key: turns dropout of the probabilities on.
           cache: what earlier calls projected, [..., H, M, C].
-          position: int scalar, where in the cache x starts.
+          start: int scalar, where in the cache x is written.
 
         Returns:
           [..., L, D] and the cache with x written into it (None without a cache).
@@ -215,9 +215,9 @@ class SelfAttention(Attention):
             for f, rows in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         if cache is not None:
-            start = (*(0,) * (keys.ndim - 2), position, 0)
-            keys = jax.lax.dynamic_update_slice(cache.keys, keys, start)
-            values = jax.lax.dynamic_update_slice(cache.values, values, start)
+            place = (*(0,) * (keys.ndim - 2), start, 0)
+            keys = jax.lax.dynamic_update_slice(cache.keys, keys, place)
+            values = jax.lax.dynamic_update_slice(cache.values, values, place)
             cache = KVCache(keys, values)
         scores = jnp.einsum(
             "...hlc,...hkc->...hlk", query, keys, preferred_element_type=jnp.float32

@@ -74,6 +74,7 @@ class T5Stack(nnx.Module):
         weights: jax.Array | None = None,
         memory_valid: jax.Array | None = None,
         cache: tuple | None = None,
+        start: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple, dict[int, "MoEStats"]]:
         """Runs all blocks; the arguments are those of `T5Block`, memory and cache per layer."""
         none = (None,) * len(self.stack.blocks)
@@ -91,6 +92,7 @@ class T5Stack(nnx.Module):
                 positions=positions,
                 cross=(layer_memory, weights, memory_valid),
                 cache=layer_cache,
+                start=start,
                 question=question,
                 key=fold(keys[1], index),
             )
@@ -217,9 +219,13 @@ class T5Decoder(T5Stack):
         )
         return hidden, stats
 
-    def init_cache(self, products: int, questions: int, max_length: int) -> tuple:
-        """An empty cache for M = `max_length` positions; P is dimension `stack.batch_axis`."""
-        shape = (products, questions, self.config.num_heads, max_length, self.config.d_kv)
+    def init_cache(self, products: int, questions: int, max_length: int, beams: int = 1) -> tuple:
+        """An empty cache for M = `max_length` positions; P is dimension `stack.batch_axis`.
+
+        It has a slot for each of N = `beams` tokens of a position, and those lie together.
+        """
+        slots = max_length * beams
+        shape = (products, questions, self.config.num_heads, slots, self.config.d_kv)
         zeros = jnp.zeros(shape, self.config.dtype)
         return self.stack.for_each_layer(KVCache(zeros, zeros))
 
@@ -233,28 +239,45 @@ class T5Decoder(T5Stack):
         memory_valid: jax.Array,
         question: jax.Array | None = None,
         valid: jax.Array | None = None,
+        lineage: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple]:
-        """Decodes one more token: `embedded` [P, Q, 1, D] at `position` (int scalar, < M).
+        """Decodes one more token of each of a question's N answers.
 
-        The other arguments are those of a whole answer, but for `valid`: bool [P, Q, 1], the rows
-        that are still being answered; the others take no expert slot. None is all of them.
+        Args:
+          embedded: float [P, Q, N, D].
+          position: int scalar below M, where these tokens stand.
+          cache: from `init_cache`.
+          memory: as for a whole answer, like the following three.
+          weights: see there.
+          memory_valid: see there.
+          question: see there.
+          valid: bool [P, Q, N], the rows that are still being answered; the others take no expert
+            slot. None is all of them.
+          lineage: int [P, Q, N, M], which of the N slots of each position holds an answer's own
+            token, this one's too. Beams that continue another then read where that one wrote, and
+            nothing is moved in the cache. May be None for N = 1.
 
         Returns:
-          The hidden state [P, Q, 1, D] and the cache with this position written.
+          The hidden state [P, Q, N, D] and the cache with this position written.
         """
-        length = jax.tree.leaves(cache)[0].shape[-2]
-        keys = jnp.arange(length)
+        beams, slots = embedded.shape[-2], jax.tree.leaves(cache)[0].shape[-2]
+        keys = jnp.arange(slots) // beams
+        mask = (keys <= position)[None, :]
+        if lineage is not None:
+            own = lineage[..., None] == jnp.arange(beams)
+            mask &= own.reshape(*own.shape[:-2], slots)
         hidden, cache, _ = self.run(
             embedded,
             jnp.ones(embedded.shape[:-1], bool) if valid is None else valid,
-            positions=(jnp.asarray(position)[None], keys),
-            mask=(keys <= position)[None, :],
+            positions=(jnp.broadcast_to(position, (beams,)), keys),
+            mask=mask,
             key=None,
             question=question,
             memory=memory,
             weights=weights,
             memory_valid=memory_valid,
             cache=cache,
+            start=position * beams,
         )
         return hidden, cache
 

@@ -151,6 +151,7 @@ class T5Block(nnx.Module):
         positions: tuple[jax.Array, jax.Array],
         cross: tuple | None = None,
         cache: KVCache | None = None,
+        start: jax.Array | int = 0,
         question: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, "MoEStats | None"]:
@@ -164,6 +165,7 @@ class T5Block(nnx.Module):
           positions: int [L] and [K], those of the queries and of the keys.
           cross: (memory, weights, memory_valid) of `CrossAttention`, in a decoder.
           cache: of self-attention, when decoding.
+          start: int scalar, where in the cache x is written.
           question: [..., D], one vector a row, that a mixture may route on.
           key: turns dropout, and a mixture's noise, on.
 
@@ -173,9 +175,8 @@ class T5Block(nnx.Module):
         keys = split(key, 6)
         if self.relative_bias is not None:
             bias = self.relative_bias(*positions)
-        start = positions[0][0]
         y, cache = self.self_attention(
-            self.self_attention_norm(x), bias, mask, keys[0], cache=cache, position=start
+            self.self_attention_norm(x), bias, mask, keys[0], cache=cache, start=start
         )
         x = x + dropout(y, self.dropout, keys[1])
         if self.cross_attention is not None:

@@ -20,6 +20,7 @@ import jax
 from jax.custom_derivatives import CustomVJPPrimal
 import jax.numpy as jnp
 
+from moemoe_jax.nn.highest import highest
 from moemoe_jax.nn.t5 import scores
 
 CHUNK_SCORES = 2**19  # scores of a product held at a time: 2 MiB of float32
@@ -140,7 +141,7 @@ def _one_chunk(
     even = jnp.mean(logits, axis=-1) if smoothing else 0.0
     nll = log_z[..., 0] - (1.0 - smoothing) * wanted - smoothing * even
     loss = jnp.sum(nll * part.weights)
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best, _ = highest(logits)
 
     # d nll / d logits = softmax(logits) - q.
     target = is_target * (1.0 - smoothing) + smoothing / logits.shape[-1]

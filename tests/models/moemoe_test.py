@@ -197,7 +197,9 @@ def test_teacher_forcing_equals_token_by_token():
     @functools.partial(jax.jit, static_argnames="first")
     def step(params, token, position, cache, first):
         model = nnx.merge(graph, params)
-        embedded = model.embed_answer(token[..., None], vectors, first)
+        embedded = model.embed_answer(token[..., None])
+        if first and model.start is not None:
+            embedded += model.start(vectors)[:, :, None]
         hidden, cache = model.decoder.step(
             embedded.reshape(*rows.shape, 1, -1),
             position,

@@ -121,7 +121,7 @@ def test_the_cache_holds_what_earlier_positions_projected():
     for i in range(4):
         seen = (jnp.arange(6) <= i)[None]
         bias = jnp.zeros((2, 1, 6))
-        y, cache = layer(x[:, i : i + 1], bias, seen, cache=cache, position=i)
+        y, cache = layer(x[:, i : i + 1], bias, seen, cache=cache, start=i)
         rows.append(y)
     chex.assert_trees_all_close(jnp.concatenate(rows, 1), whole, atol=1e-6)
     chex.assert_trees_all_equal(cache.keys[:, :, 4:], jnp.zeros((3, 2, 2, 4)))
