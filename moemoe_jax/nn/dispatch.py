@@ -22,21 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.nn.blocks import block_sizes, lay_out
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.grouped import grouped_dot
 from moemoe_jax.nn.in_turn import in_turn, sizes_for
 from moemoe_jax.nn.lending import copies, lend, room_for
 from moemoe_jax.nn.queues import Queue, capacity, capacity_tiers, enqueue
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import mesh_in_use, platform_in_use, shards
-
-Dot = Callable[[jax.Array, jax.Array], jax.Array]
-"""(rows [..., in], kernel [E, in, out]) -> rows [..., out], each row by its own expert's kernel."""
-
-Experts = Callable[[jax.Array, jax.Array, Dot], jax.Array]
-"""(rows [..., D], numbers int32 [...], dot) -> rows [..., D]: kernels are applied with `dot`.
-
-A row's number is that of its (token, expert), wherever the row lies: what is drawn at random for it
-follows from that."""
 
 
 class Plan(NamedTuple):

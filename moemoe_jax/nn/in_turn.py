@@ -8,12 +8,12 @@ have a size of its own, the smallest of a few that holds its queue.
 Shapes: T tokens, E experts, k experts per token, D width.
 """
 
-from collections.abc import Callable
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.lending import align
 
 STEP = 1.5  # from one size to the next
@@ -29,7 +29,7 @@ def sizes_for(tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
 
 
 def in_turn(
-    experts: Callable,
+    experts: Experts,
     inputs: jax.Array,
     numbers: jax.Array,
     load: jax.Array,
@@ -38,7 +38,7 @@ def in_turn(
     """Runs each expert on its rows.
 
     Args:
-      experts: as in `dispatch.Experts`.
+      experts: E of them.
       inputs: float [E, T, D], the queue of each expert in front.
       numbers: int32 [E, T], of the rows.
       load: int32 [E], how many rows each has.
@@ -47,22 +47,65 @@ def in_turn(
     Returns:
       [E, T, D], zeros beyond the size that was chosen.
     """
+    return _in_turn(experts.run, sizes, experts.kernels, experts.key, inputs, numbers, load)
 
-    def one(_, expert):
-        rows, numbers, load, index = expert
-        branches = [functools.partial(run, size, index) for size in sizes]
-        chosen = jnp.sum(load > jnp.array(sizes[:-1], jnp.int32))
-        return None, jax.lax.switch(chosen, branches, rows, numbers)
 
-    def run(size, index, rows, numbers):
-        def dot(rows, kernel):
-            return rows @ jax.lax.dynamic_index_in_dim(kernel, index, keepdims=False)
-
+# Derived by itself, the loop would add to the gradient of all E kernels in every one of E turns.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_turn(run, sizes, kernels, key, inputs, numbers, load):
+    def forward(size, own, rows, numbers):
         if not size:
             return jnp.zeros_like(rows)
-        outputs = experts(rows[:size], numbers[:size], dot)
-        return jnp.pad(outputs, ((0, rows.shape[0] - size), (0, 0)))
+        return _padded(run(own(), key, rows[:size], numbers[:size], jnp.matmul), rows)
 
-    each = (inputs, numbers, load, jnp.arange(load.shape[0]))
-    # The branches would keep room for what each of them needs on the way back.
-    return jax.lax.scan(jax.checkpoint(one), None, each)[1]
+    return _each(forward, sizes, kernels, load, inputs, numbers)
+
+
+def _forward(run, sizes, *arguments):
+    return _in_turn(run, sizes, *arguments), arguments
+
+
+def _backward(run, sizes, arguments, gradient):
+    kernels, key, inputs, numbers, load = arguments
+
+    def backward(size, own, rows, numbers, gradient):
+        if not size:
+            return jax.tree.map(jnp.zeros_like, own()), jnp.zeros_like(rows)
+
+        def outputs(kernels, rows):
+            return run(kernels, key, rows, numbers[:size], jnp.matmul)
+
+        by_kernels, by_rows = jax.vjp(outputs, own(), rows[:size])[1](gradient[:size])
+        return by_kernels, _padded(by_rows, rows)
+
+    by_kernels, by_inputs = _each(backward, sizes, kernels, load, inputs, numbers, gradient)
+    return by_kernels, None, by_inputs, None, None
+
+
+_in_turn.defvjp(_forward, _backward)
+
+
+def _each(function, sizes, kernels, load, *arrays):
+    """function(size, own, *rows) of one expert after the other, its results stacked.
+
+    `own()` is the expert's kernels, [in, out] each, which a branch that does not ask leaves alone.
+    """
+
+    def turn(_, expert):
+        index, load, *rows = expert
+
+        def own():
+            return jax.tree.map(
+                lambda kernel: jax.lax.dynamic_index_in_dim(kernel, index, keepdims=False), kernels
+            )
+
+        branches = [functools.partial(function, size, own) for size in sizes]
+        chosen = jnp.sum(load > jnp.array(sizes[:-1], jnp.int32))
+        return None, jax.lax.switch(chosen, branches, *rows)
+
+    return jax.lax.scan(turn, None, (jnp.arange(load.shape[0]), load, *arrays))[1]
+
+
+def _padded(some: jax.Array, rows: jax.Array) -> jax.Array:
+    """The first of as many rows as there are, with zeros for the others."""
+    return jnp.pad(some, ((0, rows.shape[0] - some.shape[0]), (0, 0)))

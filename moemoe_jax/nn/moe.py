@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moemoe_jax.nn import dispatch, routing, spread
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.feed_forward import ACTIVATIONS
 from moemoe_jax.nn.params import ExpertParam, RouterParam, normal, param
 from moemoe_jax.nn.rng import row_dropout, split
@@ -186,11 +187,10 @@ class MoEFeedForward(nnx.Module):
         routes = self._route(x, valid, noise_key, question)
         flat = valid.ravel()
         maps = {name: getattr(self, name) for name in self.names}
+        kernels = {name: linear.kernel[...].astype(self.dtype) for name, linear in maps.items()}
         y, kept = spread.mix(
-            self._experts,
-            {name: linear.kernel[...].astype(self.dtype) for name, linear in maps.items()},
+            Experts(self._experts, kernels, dropout_key),
             {name: linear.axes for name, linear in maps.items()},
-            dropout_key,
             x.reshape(-1, x.shape[-1]).astype(self.dtype),
             routes,
             flat,

@@ -25,6 +25,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch, queues
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.lending import Loans, Room, lend, room_for
 from moemoe_jax.nn.routing import Routing, pick
 from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, shards, spec_for
@@ -32,14 +33,10 @@ from moemoe_jax.parallel.axes import LOGICAL_RULES, expert_shards, mesh_in_use, 
 TOKENS = LOGICAL_RULES["batch"]
 (EXPERT,) = LOGICAL_RULES["expert"]
 
-Kernels = dict[str, jax.Array]
-
 
 def mix(
-    experts: Callable[[Kernels, jax.Array | None, jax.Array, jax.Array, dispatch.Dot], jax.Array],
-    kernels: Kernels,
+    experts: Experts,
     axes: Mapping[str, tuple[str | None, ...]],
-    key: jax.Array | None,
     x: jax.Array,
     routing: Routing,
     valid: jax.Array,
@@ -50,11 +47,8 @@ def mix(
     """`dispatch.mix`, on the mesh in use.
 
     Args:
-      experts: all f_i at once, (kernels, key, rows, numbers, dot) -> rows; the rest is as in
-        `dispatch.Experts`.
-      kernels: by name, [E, ...] each.
+      experts: all f_i.
       axes: by name, the logical axis of each dimension of a kernel.
-      key: for `experts`, or None.
       x: float [T, D].
       routing: of those tokens.
       valid: bool [T]; padding takes no slot and comes back as zeros.
@@ -71,9 +65,8 @@ def mix(
     if mesh is not None:
         check_backend(backend, mesh)
     if mesh is None or shards("batch", mesh) == 1:
-        local = functools.partial(experts, kernels, key)
         return dispatch.mix(
-            local, x, routing, valid, capacity_factor=capacity_factor, backend=backend
+            experts, x, routing, valid, capacity_factor=capacity_factor, backend=backend
         )
     (tokens, top_k), num_experts = routing.experts.shape, routing.probs.shape[-1]
     parts = expert_shards(num_experts, mesh)
@@ -89,13 +82,13 @@ def mix(
     run = pick(dispatch.DISPATCHERS, backend, "dispatch back end")
     places = {
         name: _manual(spec_for(axes[name], kernel.shape, mesh)[0], mesh)
-        for name, kernel in kernels.items()
+        for name, kernel in experts.kernels.items()
     }
 
     def on_device(kernels, key, x, chosen, weights, valid):
         kernels = {name: _gathered(kernels[name], places[name]) for name in kernels}
         queue = _line_up(chosen, valid, num_experts, capacity_factor, tokens)
-        f = functools.partial(experts, kernels, key)
+        f = experts._replace(kernels=kernels, key=key)
         loans = None if room is None else _lend(queue, room)
         if parts == 1:
             y = run(f, x, weights, queue, tiers, loans)
@@ -114,7 +107,7 @@ def mix(
         out_specs=split,
         axis_names=_manual_axes(mesh),
         check_vma=False,
-    )(kernels, key, *arrays)
+    )(experts.kernels, experts.key, *arrays)
     return y[:tokens], kept[:tokens]
 
 
@@ -175,7 +168,7 @@ def _lend(queue: queues.Queue, room: Room) -> Loans:
     return loans._replace(wanted=pmax(loans.wanted, TOKENS))
 
 
-def _away(experts: dispatch.Experts) -> dispatch.Experts:
+def _away(experts: Experts) -> Callable[..., jax.Array]:
     """Experts that are dealt out along the axis `expert`, for rows of all experts."""
 
     def run(rows, numbers, dot):

@@ -8,6 +8,7 @@ import pytest
 
 from moemoe_jax.nn import dispatch
 from moemoe_jax.nn.dispatch import DISPATCHERS, choose, combine, mix
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.queues import capacity_tiers, enqueue
 from moemoe_jax.nn.routing import route
 from moemoe_jax.parallel.axes import using
@@ -33,10 +34,11 @@ def moe(params, x, valid, bias=0.0, **kwargs):
     """A mixture of relu experts, routed by x W + bias: ([T, D], dropped)."""
     routing = route(x @ params["router"] + bias, jnp.eye(E), K)
 
-    def experts(rows, numbers, dot):
-        return dot(jax.nn.relu(dot(rows, params["wi"])), params["wo"])
+    def run(kernels, key, rows, numbers, dot):
+        return dot(jax.nn.relu(dot(rows, kernels["wi"])), kernels["wo"])
 
-    y, kept = mix(experts, x, routing, valid, **kwargs)
+    kernels = {name: params[name] for name in ("wi", "wo")}
+    y, kept = mix(Experts(run, kernels), x, routing, valid, **kwargs)
     return y, dispatch.dropped(kept, valid)
 
 
@@ -189,10 +191,10 @@ def test_a_row_is_numbered_by_its_token_and_expert(backend):
     valid = jnp.arange(12) != 5
     routing = route(x @ params["router"], jnp.eye(E), K)
 
-    def experts(rows, numbers, dot):
+    def run(kernels, key, rows, numbers, dot):
         return jnp.broadcast_to(numbers[..., None], rows.shape).astype(jnp.float32)
 
-    y, _ = mix(experts, x, routing, valid, backend=backend)
+    y, _ = mix(Experts(run, {}), x, routing, valid, backend=backend)
     numbers = jnp.arange(12)[:, None] * E + routing.experts
     mean = jnp.sum(numbers * routing.weights, axis=1) * valid
     chex.assert_trees_all_close(y, jnp.broadcast_to(mean[:, None], y.shape), rtol=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moemoe_jax.nn import dispatch, queues
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.lending import Loans, Room, copies, lend, room_for
 from moemoe_jax.nn.routing import Routing
 
@@ -68,12 +69,12 @@ def outcome(backend, extra):
     chosen, valid = crowded(extra)
 
     def mixed(params, x, weights):
-        def experts(rows, numbers, dot):
-            hidden = jax.nn.relu(dot(rows, params["wi"])) * jnp.cos(numbers)[..., None]
-            return dot(hidden, params["wo"])
+        def run(kernels, key, rows, numbers, dot):
+            hidden = jax.nn.relu(dot(rows, kernels["wi"])) * jnp.cos(numbers)[..., None]
+            return dot(hidden, kernels["wo"])
 
         routing = Routing(chosen, weights, jnp.zeros((T, E)), jnp.zeros((T, E)))
-        return dispatch.mix(experts, x, routing, valid, backend=backend)[0]
+        return dispatch.mix(Experts(run, params), x, routing, valid, backend=backend)[0]
 
     def loss(*arguments):
         y = mixed(*arguments)

@@ -10,6 +10,7 @@ import pytest
 
 from moemoe_jax.errors import UserError
 from moemoe_jax.nn import dispatch, spread
+from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.moe import MoEConfig, MoEFeedForward
 from moemoe_jax.nn.queues import capacity_tiers, enqueue
 from moemoe_jax.nn.routing import route
@@ -99,10 +100,8 @@ def test_devices_agree_on_a_tier_and_none_holds_what_is_of_all():
         wanted = jax.nn.one_hot(first, experts) * 2 + jax.nn.one_hot((first + 1) % experts, experts)
         routing = route(9 * wanted, jnp.eye(experts), k)
         y, kept = spread.mix(
-            lambda kernels, key, rows, numbers, dot: dot(rows, kernels["w"]),
-            kernels,
+            Experts(lambda kernels, key, rows, numbers, dot: dot(rows, kernels["w"]), kernels),
             {"w": ("expert", "embed", None)},
-            None,
             x,
             routing,
             valid,
@@ -146,10 +145,8 @@ def test_what_a_capacity_drops_is_what_one_device_drops():
 
     def run(x):
         return spread.mix(
-            lambda kernels, key, rows, numbers, dot: rows,
+            Experts(lambda kernels, key, rows, numbers, dot: rows, {}),
             {},
-            {},
-            None,
             x,
             routing,
             valid,
