@@ -15,6 +15,7 @@ Of several processes one that fails takes the others along: with status 1, or by
 from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import difflib
+import errno
 import functools
 import os
 import re
@@ -73,7 +74,9 @@ def run(
     except OSError as error:
         if error.filename is None:
             _raise(name)
-        _fail(name, f"{error.filename}: {error.strerror}; choose another path, or make room there")
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "choose another path" + (", or make room there" if room else "")
+        _fail(name, f"{error.filename}: {error.strerror}; {remedy}")
     except (Exception, KeyboardInterrupt):
         _raise(name)
     except SystemExit as leaving:

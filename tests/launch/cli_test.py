@@ -111,6 +111,7 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--wrkdir=x"], ["no flag --wrkdir; did you mean --workdir? (--help lists them)"]),
         (["--only=x"], ["no flag --only (--help"]),  # not absl's --only_check_args
         (["--config.data.source=fashion:no/folder"], ["no such data: no/folder"]),
+        (["--config.data.source=fashion:configs"], ["configs holds no styles.csv", "name the"]),
         (["--config.data.source=fashin:folder"], ["'fashin'", "did you mean 'fashion'?"]),
         (["--config.data.text_length=100"], ["data.text_length 100", "16 image", "=96"]),
         (["--config.mesh.data=3"], ["mesh data=3", "there are 1"]),

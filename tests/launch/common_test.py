@@ -58,3 +58,19 @@ def test_a_warning_is_told_without_its_place_in_the_code():
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "WARNING: p7 is in both\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("ENOSPC", "No space left on device; choose another path, or make room there"),
+        ("EACCES", "Permission denied; choose another path"),
+    ],
+)
+def test_room_is_asked_for_only_where_there_is_none(kind, told):
+    fail = f"import errno, os; raise OSError(n := errno.{kind}, os.strerror(n), 'there')"
+    program = f"from launch import common; common.run(lambda argv: exec({fail!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, f"-c: there: {told}\n")
