@@ -39,10 +39,10 @@ def test_a_setting_that_a_command_does_not_read_is_refused():
         ("evaluation", "bounds=none", "evaluation.bounds does not exist; did you mean bound?"),
         ("evaluation", "bound=wilson", "'wilson': choose one of none, clopper_pearson"),
         ("evaluation", "bound", "--evaluation has 'bound'; write name=value, as --help shows"),
-        ("evaluation", "topk=5:x", "'5:x' is no whole number, nor several such as 5:10"),
-        ("evaluation", "bound_delta=little", "'little' is no float"),
+        ("evaluation", "topk=5:x", "'topk=5:x'; give a whole number, or several such as 5:10"),
+        ("evaluation", "bound_delta=little", "'bound_delta=little'; give a number"),
         ("evaluation", "no_answer_text=none", "which follows from the run's data"),
-        ("answer", "beams=many", "--answer has 'beams=many'; 'many' is no int"),
+        ("answer", "beams=many", "--answer has 'beams=many'; give a whole number"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(group, given, message):
