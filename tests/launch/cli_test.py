@@ -235,6 +235,9 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     refused(run("predict", *given, "--answer=size=2"), "answer.size does not", "keys are conf")
     fitted = {"step": 2, "calibrator": Calibrator("platt", Sigmoid()).to_json(), "thresholds": {}}
     (trained / "calibration.json").write_text(json.dumps(fitted))
+    refused(run("predict", *given), "calibration.json is damaged (it has no 'settings'); delete it")
+    fitted["settings"] = {"answer": AnswerConfig().scored_by()}
+    (trained / "calibration.json").write_text(json.dumps(fitted))
     done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
     (trained / "calibration.json").unlink()
     assert done.returncode == 0, done.stderr
