@@ -90,7 +90,7 @@ class ParquetSource:
         self._reset()
         hashes, ids, images = [], set(), FileStats()
         for number, path in enumerate(paths):
-            for group, row, line, mapping in _index_rows(path, number, rejects):
+            for group, row, line, mapping in _index_rows(path, rejects):
                 try:
                     record = parse_record(_clean(mapping), path.parent)
                     if record.id in ids:
@@ -157,7 +157,7 @@ class ParquetSource:
         return self._hashes
 
 
-def _index_rows(path: Path, number: int, rejects: Rejects):
+def _index_rows(path: Path, rejects: Rejects):
     """Yields (row group, row of the group, row of the file from 1, mapping without binaries)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
