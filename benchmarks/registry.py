@@ -9,7 +9,6 @@ import dataclasses
 from typing import Any
 
 SIZES = ("tiny", "small", "base")
-KINDS = ("faster", "at most", "within")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,16 @@ Of several processes one that fails takes the others along: with status 1, or by
 
 from collections.abc import Callable, Collection, Sequence
 import dataclasses
-import difflib
+import errno
 import functools
 import os
-import re
 import sys
 from typing import Any
 import warnings
 
 from absl import app, flags
 
-from launch import process
+from launch import parsing, process
 from moemoe_jax.errors import STOPPED, USER_ERROR, Stopped, UserError
 
 FAILED = 1
@@ -63,7 +62,7 @@ def run(
             raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value")
         return main(argv) or 0
 
-    parser = functools.partial(_parse, config="" if helping else config)
+    parser = functools.partial(parsing.parse, config="" if helping else config)
     try:
         app.run(guarded, argv=argv, flags_parser=parser)
     except UserError as error:
@@ -73,7 +72,9 @@ def run(
     except OSError as error:
         if error.filename is None:
             _raise(name)
-        _fail(name, f"{error.filename}: {error.strerror}; choose another path, or make room there")
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "choose another path" + (", or make room there" if room else "")
+        _fail(name, f"{error.filename}: {error.strerror}; {remedy}")
     except (Exception, KeyboardInterrupt):
         _raise(name)
     except SystemExit as leaving:
@@ -173,12 +174,14 @@ def _written(value: Any) -> str:
 
 def _read(text: str, value: Any, where: str) -> Any:
     """What a flag says, as the type of the value that it replaces."""
+    from moemoe_jax.config_tree import WORDS
+
     kind = type(value)
     try:
         return tuple(map(int, text.split(":"))) if kind is tuple else kind(text)
     except ValueError:
-        wanted = "whole number, nor several such as 5:10" if kind is tuple else kind.__name__
-        raise UserError(f"{where}; {text!r} is no {wanted}") from None
+        wanted = f"{WORDS[int]}, or several such as 5:10" if kind is tuple else WORDS[kind]
+        raise UserError(f"{where}; give {wanted}") from None
 
 
 def define_processes() -> None:
@@ -219,33 +222,6 @@ def join_processes() -> None:
         f"met through {place.cluster}",
         flush=True,
     )
-
-
-def _parse(argv: Sequence[str], config: str) -> list[str]:
-    """Parses the flags, the config file first; returns what is no flag.
-
-    Raises:
-      UserError: for all that absl and ml_collections have to say.
-    """
-    try:
-        if config:
-            from launch.config_flag import define_config
-
-            argv = define_config(argv, config)
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        # Absl would suggest its own flags as well, which no --help shows.
-        modules = flags.FLAGS.flags_by_module_dict().items()
-        ours = [f.name for module, own in modules if not module.startswith("absl.") for f in own]
-        near = difflib.get_close_matches(error.flagname, ours, n=1)
-        hint = f"; did you mean --{near[0]}?" if near else ""
-        raise UserError(f"there is no flag --{error.flagname}{hint} (--help lists them)") from None
-    except flags.Error as error:
-        text = " ".join(str(error).split())
-        missing = re.search(r"Flag --(\w+) must have a value", text)
-        if missing:
-            text = f"--{missing[1]} is missing; add --{missing[1]}=…"
-        raise UserError(f"{text} (--help lists the flags)") from None
 
 
 def _fail(name: str, error: Exception | str, status: int = USER_ERROR) -> None:

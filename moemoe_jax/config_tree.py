@@ -20,6 +20,16 @@ from moemoe_jax.files import shown
 
 T = TypeVar("T")
 
+# What a setting of each type takes.
+WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: 'a tuple, such as "(1, 2)"',
+    Mapping: "names with values",
+}
+
 
 def to_config_dict(value: Any, omit: frozenset[str] = frozenset(), path: str = ""):
     """Unfolds a dataclass instance into a ConfigDict.
@@ -113,9 +123,9 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
     kind = typing.get_origin(hint) or hint
     if kind is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
-            raise UserError(f'{path} is {value!r}; write a tuple, such as "(1, 2)"')
-        inner = typing.get_args(hint)
-        return tuple(_convert(v, inner[0], path) for v in value) if inner else tuple(value)
+            raise UserError(f"{path} is {value!r}; give {WORDS[tuple]}")
+        inner, part = typing.get_args(hint), f"a value in {path}"
+        return tuple(_convert(v, inner[0], part) for v in value) if inner else tuple(value)
     if not isinstance(kind, type):
         return value
     if kind is float and type(value) is int:
@@ -123,7 +133,7 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path} is {value}; give a finite number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{path} is {value!r}; it must be of type {kind.__name__}")
+        raise UserError(f"{path} is {value!r}; give {WORDS[kind]}")
     return dict(value) if issubclass(kind, Mapping) else value
 
 

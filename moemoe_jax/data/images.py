@@ -25,9 +25,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _JPEGS = ("JPEG", "MPO")  # the latter has several pictures, of which Pillow opens the first
 _WHITE = (255, 255, 255)
 
-# What resizing twice changes, in levels of 0..255: the mean over the pixels of a photograph.
-SHRUNK_TOLERANCE = 2.0
-
 
 class ImageError(ValueError):
     """Why an image cannot be used, in one line; the text up to the colon is the kind of reason."""
@@ -60,8 +57,8 @@ def shrink_image(image: str | os.PathLike | bytes, size: int, max_pixels: int) -
     """Makes an encoded image with a longer side of at most `size`, to be loaded in its place.
 
     It is written without loss, so loading it with S = `size` gives the very pixels that the
-    original gives. With a smaller S it is resized twice, which changes them by `SHRUNK_TOLERANCE`;
-    with a larger one it is blurred.
+    original gives. With a smaller S it is resized twice, which changes the pixels of a photograph
+    by less than 2 levels of 255 in the mean; with a larger one it is blurred.
 
     Args:
       image: as in `load_image`.

@@ -2,8 +2,7 @@
 
 `simplejpeg` decodes where it is installed and Pillow elsewhere, so training and serving may run on
 machines that differ in this. Below both is libjpeg-turbo, and both get the same options: no pixel
-has been seen to differ, and `TOLERANCE` is what the tests allow for. What Pillow refuses is refused
-whoever decodes.
+has been seen to differ. What Pillow refuses is refused whoever decodes.
 """
 
 import os
@@ -15,9 +14,6 @@ try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
-
-# Between the two decoders, in levels of 0..255: the mean difference of pixels, and the largest.
-TOLERANCE = (0.1, 2)
 
 # How much longer than the size to come the longer side stays. Resized from there an image differs
 # from one of all its pixels by about one level in the mean.

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
 from moemoe_jax.data.image_paths import RecordError, image_path
+from moemoe_jax.data.values import kind_of, text_of, text_or_number
 
 Image = Path | bytes  # a file to read, or the encoded file itself (JPEG, PNG...)
 SourceValue = str | tuple[str, ...] | Image | tuple[Image, ...]
@@ -43,9 +43,9 @@ class Record:
 
     Attributes:
       id: unique within a source.
-      sources: what can be read about the product. A text is a `str` or a tuple of them (bullets);
-        an image is a `Path` or encoded `bytes`, or a tuple of them, of which the first is used.
-        An empty or missing source is not in the mapping.
+      sources: what can be read about the product. A text is a `str` or a tuple of them (bullets),
+        also where it was a number; an image is a `Path` or encoded `bytes`, or a tuple of them, of
+        which the first is used. An empty or missing source is not in the mapping.
       product_type: the kind of product, or None.
       marketplace: where it is sold, or None.
       attributes: name -> value; None = known to have no answer. What is not known is not in it.
@@ -113,7 +113,7 @@ def parse_record(
       RecordError: one line that says what is wrong.
     """
     if not isinstance(mapping, Mapping):
-        raise RecordError(f"not an object: a {_kind(mapping)} where a record should be")
+        raise RecordError(f"not an object: a {kind_of(mapping)} where a record should be")
     for key in mapping:
         if key not in _KEYS and (near := _misspelt(key)):
             raise RecordError(f"unknown key {key!r}: did you mean {near!r}?")
@@ -148,7 +148,7 @@ def identity(mapping: Mapping[str, Any]) -> str:
         return str(value)
     if value is None or value == "":
         raise RecordError("no id")
-    text = _text(value, "'id'")
+    text = text_of(value, "'id'")
     if not text.strip():
         raise RecordError("no id")
     return text
@@ -188,23 +188,10 @@ def record_to_mapping(record: Record) -> tuple[dict[str, Any], list[Image]]:
     return mapping, images
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
-    return names.get(type(value), "number" if isinstance(value, int | float) else "value")
-
-
 @functools.lru_cache(maxsize=1024)
 def _misspelt(key: Any) -> str | None:
     near = difflib.get_close_matches(str(key).lower(), _KEYS, n=1, cutoff=0.85)
     return near[0] if near else None
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise RecordError(f"wrong type: {what} is a {_kind(value)}, not a text")
-    if not value.isascii():  # half of a surrogate pair is legal in JSON, but is no character
-        value = value.encode("utf-8", "replace").decode("utf-8")
-    return value
 
 
 def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -212,8 +199,8 @@ def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
     if value is None and key != "sources":
         return {}
     if not isinstance(value, Mapping):
-        raise RecordError(f"wrong type: {key!r} is a {_kind(value)}, not an object")
-    found = {_text(name, f"a name in {key!r}").strip(): part for name, part in value.items()}
+        raise RecordError(f"wrong type: {key!r} is a {kind_of(value)}, not an object")
+    found = {text_of(name, f"a name in {key!r}").strip(): part for name, part in value.items()}
     if "" in found or len(found) < len(value):
         raise RecordError(f"wrong name: one in {key!r} is blank, or twice there but for blanks")
     return found
@@ -221,7 +208,7 @@ def _mapping(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _optional_text(mapping: Mapping[str, Any], key: str) -> str | None:
     value = mapping.get(key)
-    return (_text(value, repr(key)).strip() or None) if value is not None else None
+    return (text_of(value, repr(key)).strip() or None) if value is not None else None
 
 
 def _source(name: str, value: Any, base_dir: Any, blobs: Sequence[bytes]) -> SourceValue | None:
@@ -235,7 +222,7 @@ def _source(name: str, value: Any, base_dir: Any, blobs: Sequence[bytes]) -> Sou
         return None
     if is_image_source(name) or isinstance(value, bytes | Path):
         return _image(name, value, base_dir, blobs)
-    text = _text(value, f"source {name!r}")
+    text = text_or_number(value, f"source {name!r}")
     return text if text.strip() else None
 
 
@@ -253,17 +240,13 @@ def _image(name: str, value: Any, base_dir: Any, blobs: Sequence[bytes]) -> Imag
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str | Path):
-        raise RecordError(f"wrong type: source {name!r} is a {_kind(value)}, not an image path")
+        raise RecordError(f"wrong type: source {name!r} is a {kind_of(value)}, not an image path")
     return image_path(str(value), base_dir)
 
 
 def _value(value: Any, what: str) -> str | None:
     """An attribute value as text; None where it is blank."""
-    if isinstance(value, float) and not math.isfinite(value):  # how pandas writes what is missing
-        raise RecordError(f"wrong value: {what} is {value}; leave it out where it is not known")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    return _text(value, what).strip() or None
+    return text_or_number(value, what).strip() or None
 
 
 def _attributes(mapping: Mapping[str, Any]):
@@ -296,7 +279,7 @@ def _questions(given: Any) -> tuple[Question, ...]:
     if given is None:
         return ()
     if not isinstance(given, list | tuple):
-        raise RecordError(f"wrong type: 'questions' is a {_kind(given)}, not a list")
+        raise RecordError(f"wrong type: 'questions' is a {kind_of(given)}, not a list")
     questions = []
     for one in given:
         if not isinstance(one, Mapping) or not one.get("question"):
@@ -305,12 +288,12 @@ def _questions(given: Any) -> tuple[Question, ...]:
             raise RecordError("wrong question: both 'answer' and 'answers'; give one of them")
         answers = [one["answer"]] if "answer" in one else one.get("answers") or []
         if not isinstance(answers, list | tuple):
-            raise RecordError(f"wrong type: 'answers' is a {_kind(answers)}, not a list")
+            raise RecordError(f"wrong type: 'answers' is a {kind_of(answers)}, not a list")
         kept = [None if a is None else _value(a, "an answer") for a in answers]
         pairs = zip(answers, kept, strict=True)
         questions.append(
             Question(
-                _text(one["question"], "'question'"),
+                text_of(one["question"], "'question'"),
                 tuple(k for a, k in pairs if a is None or k is not None),
             )
         )

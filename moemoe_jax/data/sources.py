@@ -237,19 +237,18 @@ def resolve(spec: str) -> tuple[ModuleType, Path]:
 
 
 def _check_exists(path: Path) -> None:
-    """Raises UserError that names what lies near, where there is no such path."""
+    """Raises UserError that says what lies where the path should, where there is no such path."""
     if path.exists():
         return
-    folder = path.parent
-    wanted = path.name
+    folder, wanted = path.parent, path.name
     while not folder.is_dir() and folder != folder.parent:
         folder, wanted = folder.parent, folder.name
     entries = folder.iterdir() if folder.is_dir() else []
     names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4) or names[:3]
-    hint = (
-        f"near it: {', '.join(str(folder / name) for name in near)}"
-        if near
-        else (f"{folder} is empty" if folder.is_dir() else "nothing lies near it")
-    )
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
+    if near:
+        hint = f"near it: {', '.join(str(folder / name) for name in near)}"
+    else:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        hint = f"{folder.absolute()} holds {', '.join(names[:3]) or 'nothing'}{more}"
     raise UserError(f"no such data: {path}; {hint}; give the path of a data file or folder")

@@ -130,12 +130,12 @@ class Calibration(NamedTuple):
     Attributes:
       calibrator: of the confidences.
       thresholds: from which answers are published.
-      settings: that these depend on; None in a file of before they were kept.
+      settings: that these depend on.
     """
 
     calibrator: Calibrator
     thresholds: Thresholds
-    settings: dict[str, Any] | None
+    settings: dict[str, Any]
 
 
 def save_calibration(workdir: WorkDir, step: int, fitted: Calibration) -> None:
@@ -148,7 +148,7 @@ def load_calibration(workdir: WorkDir, step: int) -> Calibration | None:
     """What `save_calibration` kept, or None where there is none for this checkpoint.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or does not tell all of this.
     """
     if not workdir.calibration.is_file():
         return None
@@ -157,10 +157,13 @@ def load_calibration(workdir: WorkDir, step: int) -> Calibration | None:
         if document["step"] != step:
             return None
         calibrator = Calibrator.from_json(document["calibrator"])
-        return Calibration(calibrator, document["thresholds"], document.get("settings"))
-    except (ValueError, KeyError, TypeError) as error:
+        settings = {name: dict(group) for name, group in document["settings"].items()}
+        settings["answer"]  # is looked at by `calibrator_for`
+        return Calibration(calibrator, document["thresholds"], settings)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{workdir.calibration} is damaged ({error!r}); delete it and evaluate again"
+            f"{workdir.calibration} is damaged ({why}); delete it and evaluate again"
         ) from None
 
 
@@ -178,10 +181,7 @@ def calibrator_for(
     found = load_calibration(workdir, loaded.step)
     if found is None:
         return None
-    wanted = answer.scored_by()
-    fitted = (
-        loaded.config.answer.scored_by() if found.settings is None else found.settings["answer"]
-    )
+    wanted, fitted = answer.scored_by(), found.settings["answer"]
     if any(fitted.get(name) != value for name, value in wanted.items()):
         told = " ".join(f"{name}={value}" for name, value in fitted.items())
         say(

@@ -76,7 +76,6 @@ class MoEStats:
       aux_loss: [], load balancing: 1 for uniform routing, E at full collapse.
       z_loss: [], mean squared logsumexp of the router's logits.
       load: [E], fraction of the choices that fall on each expert.
-      importance: [E], mean probability of each expert.
       dropped: [], fraction of the choices past the capacity.
       entropy: [], of the router's softmax, in nats.
     """
@@ -84,7 +83,6 @@ class MoEStats:
     aux_loss: jax.Array
     z_loss: jax.Array
     load: jax.Array
-    importance: jax.Array
     dropped: jax.Array
     entropy: jax.Array
 
@@ -201,7 +199,6 @@ class MoEFeedForward(nnx.Module):
             aux_loss=routing.load_balancing_loss(routes, flat, self.config.aux_prob),
             z_loss=routing.z_loss(routes, flat),
             load=routing.expert_load(routes, flat),
-            importance=routing.importance(routes, flat),
             dropped=dispatch.dropped(kept, flat),
             entropy=routing.entropy(routes, flat),
         )

@@ -256,8 +256,3 @@ def expert_load(routing: Routing, valid: jax.Array) -> jax.Array:
     """Fraction of all choices that fall on each expert, before any drop: float32 [E]."""
     picked = jax.nn.one_hot(routing.experts, routing.probs.shape[-1])
     return valid_mean(jnp.mean(picked, axis=1), valid)
-
-
-def importance(routing: Routing, valid: jax.Array) -> jax.Array:
-    """Mean probability of each expert: float32 [E]."""
-    return valid_mean(routing.probs, valid)

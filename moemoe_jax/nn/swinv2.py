@@ -107,22 +107,6 @@ class SwinV2Config:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype {self.dtype!r}: use float32, bfloat16 or float16")
 
-    @classmethod
-    def tiny(cls, **changes) -> "SwinV2Config":
-        """27.6 M parameters, 768 output channels."""
-        return cls(**changes)
-
-    @classmethod
-    def small(cls, **changes) -> "SwinV2Config":
-        """49.0 M parameters, 768 output channels."""
-        return cls(**{"depths": (2, 2, 18, 2)} | changes)
-
-    @classmethod
-    def base(cls, **changes) -> "SwinV2Config":
-        """86.9 M parameters, 1024 output channels."""
-        size = {"embed_dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}
-        return cls(**size | changes)
-
     @property
     def width(self) -> int:
         """Channels of the output, D'."""

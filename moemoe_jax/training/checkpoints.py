@@ -165,12 +165,8 @@ class Checkpoints:
         self.wait()
         return self._first_whole(self.steps()[::-1], lambda step: self._verify(step).step)
 
-    def best_step(self) -> int | None:
-        """The step with the best metric (the newer one of equals); None when none has it."""
-        return next((step for step in self._ranked() if math.isfinite(self._score(step))), None)
-
     def _ranked(self) -> list[int]:
-        """All steps, the best first; those without the metric come last, the newest first.
+        """All steps, the best first, the newer one of equals; those without the metric come last.
 
         One whose manifest is damaged may be the best: it comes before all, so that it is named.
         """

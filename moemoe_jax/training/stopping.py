@@ -22,13 +22,9 @@ class Stop:
 
     A thread hears the signals, not the main thread's handlers: those wait until the main thread is
     back from a call such as a compilation, which may take minutes.
-
-    Args:
-      title: stands in front of what is said.
     """
 
-    def __init__(self, title: str = "train"):
-        self._title = title
+    def __init__(self):
         self._asked: signal.Signals | None = None
         self._interrupts = 0
         self._unsaved = self._agreed = self._passed_on = False
@@ -118,7 +114,7 @@ class Stop:
 
     def _say(self, text: str) -> None:
         # Past Python's own buffers, whose locks the main thread may hold.
-        os.write(2, f"{self._title}: {text}\n".encode())
+        os.write(2, f"train: {text}\n".encode())
 
 
 def _among_several() -> bool:

@@ -116,6 +116,22 @@ def test_fashion_needs_its_columns(tmp_path):
         open_source(str(tmp_path))
 
 
+@pytest.mark.parametrize("named", ["archive", "archive/fashion", "archive/fashion/data/images"])
+def test_where_the_fashion_table_is_not_is_told_with_the_folder_near_that_holds_it(tmp_path, named):
+    data = tmp_path / "archive" / "fashion" / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "styles.csv").write_text(HEADER)
+    with pytest.raises(UserError) as refused:
+        open_source(f"fashion:{tmp_path / named}")
+    assert str(refused.value) == (
+        f"{tmp_path / named} holds no styles.csv, the table of 'Fashion Product Images'; "
+        f"write fashion:{data}"
+    )
+    (data / "styles.csv").unlink()
+    with pytest.raises(UserError, match=r"no styles\.csv.*; name the folder that holds styles"):
+        open_source(f"fashion:{tmp_path / named}")
+
+
 def test_wdc_pave(tmp_path):
     offers = [
         {

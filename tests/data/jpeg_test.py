@@ -8,8 +8,8 @@ import pytest
 import simplejpeg
 
 from moemoe_jax.data import jpeg
-from moemoe_jax.data.images import SHRUNK_TOLERANCE, ImageError, load_image, shrink_image
-from moemoe_jax.data.jpeg import TOLERANCE, reduction
+from moemoe_jax.data.images import ImageError, load_image, shrink_image
+from moemoe_jax.data.jpeg import reduction
 
 LIMIT = 64_000_000
 
@@ -72,7 +72,7 @@ def test_both_decoders_give_the_same_pixels(mode, options, size, monkeypatch):
     n = {100: 1, 40: 2, 20: 4, 10: 8}[size]
     assert calls == [(-(-157 // n), -(-203 // n), 3)]
     difference = np.abs(quick.astype(int) - plain)
-    assert difference.mean() <= TOLERANCE[0] and difference.max() <= TOLERANCE[1]
+    assert difference.mean() <= 0.1 and difference.max() <= 2  # levels of 0..255
     assert plain.std() > 20  # there is something to see
 
 
@@ -139,7 +139,7 @@ def test_a_shrunk_image_gives_the_same_pixels(options):
         assert (opened.format, max(opened.size)) == ("PNG", 64)
     np.testing.assert_array_equal(load_image(small, 64, LIMIT), load_image(data, 64, LIMIT))
     difference = np.abs(load_image(small, 40, LIMIT).astype(int) - load_image(data, 40, LIMIT))
-    assert 0 < difference.mean() <= SHRUNK_TOLERANCE
+    assert 0 < difference.mean() <= 2.0
 
 
 def test_an_image_that_is_no_larger_stays_as_it_is(tmp_path):

@@ -206,8 +206,14 @@ def test_misspelt_paths_and_formats_name_the_nearest(tmp_path):
     write(tmp_path / "products.jsonl", "a")
     with pytest.raises(UserError, match=r"no such data.*near it: .*products\.jsonl"):
         open_source(str(tmp_path / "product.jsonl"))
-    with pytest.raises(UserError, match=r"no such data.*near it"):
-        open_source(str(tmp_path / "gone" / "far" / "x.jsonl"))
+    for spec in (str(tmp_path / "gone" / "far" / "x.jsonl"), f"fashion:{tmp_path / 'gone'}"):
+        with pytest.raises(UserError) as refused:
+            open_source(spec)
+        path = spec.removeprefix("fashion:")
+        assert str(refused.value) == (
+            f"no such data: {path}; {tmp_path} holds products.jsonl; "
+            "give the path of a data file or folder"
+        )
     with pytest.raises(UserError, match=r"unknown source format 'json'.*did you mean 'jsonl'"):
         open_source("json:products")
     (tmp_path / "x.txt").write_text("hello")

@@ -1,7 +1,9 @@
+import json
 import types
 
 import pytest
 
+from moemoe_jax.errors import UserError
 from moemoe_jax.experiment import ExperimentConfig
 from moemoe_jax.inference.calibration import (
     CalibrationConfig,
@@ -10,7 +12,12 @@ from moemoe_jax.inference.calibration import (
     fit_calibrator,
 )
 from moemoe_jax.inference.config import AnswerConfig
-from moemoe_jax.inference.loading import Calibration, calibrator_for, save_calibration
+from moemoe_jax.inference.loading import (
+    Calibration,
+    calibrator_for,
+    load_calibration,
+    save_calibration,
+)
 from moemoe_jax.workdir import WorkDir
 
 FITTED = Calibrator("platt", Sigmoid(2.0))
@@ -27,10 +34,9 @@ SETTINGS = {"answer": AnswerConfig().scored_by()}
         ({"beams": 4, "alternatives": 3}, False),
     ],
 )
-@pytest.mark.parametrize("settings", [SETTINGS, None])  # None: of a file that does not tell
-def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, settings, answer, fits):
+def test_a_calibrator_is_of_answers_that_are_scored_in_one_way(tmp_path, answer, fits):
     loaded, said = types.SimpleNamespace(config=ExperimentConfig(), step=3), []
-    save_calibration(WorkDir(tmp_path), 3, Calibration(FITTED, {}, settings))
+    save_calibration(WorkDir(tmp_path), 3, Calibration(FITTED, {}, SETTINGS))
     found = calibrator_for(loaded, WorkDir(tmp_path), AnswerConfig(**answer), said.append)
     assert found == (FITTED if fits else None)
     assert said == [
@@ -53,3 +59,28 @@ def test_there_is_no_calibrator_for_another_checkpoint_and_nothing_to_say_of_it(
     loaded = types.SimpleNamespace(config=ExperimentConfig(), step=4)
     save_calibration(WorkDir(tmp_path), 3, Calibration(FITTED, {}, SETTINGS))
     assert calibrator_for(loaded, WorkDir(tmp_path), AnswerConfig(beams=2), None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"settings": None}, "it has no 'settings'"),
+        ({"settings": {}}, "it has no 'answer'"),
+        ({"thresholds": None}, "it has no 'thresholds'"),
+        ({"step": None}, "it has no 'step'"),
+        ({"settings": {"answer": 3}}, ""),
+        ({"settings": []}, ""),
+        ({"calibrator": {}}, "not a saved calibrator"),
+    ],
+)
+def test_a_file_that_does_not_tell_all_is_refused(tmp_path, change, told):
+    workdir = WorkDir(tmp_path)
+    save_calibration(workdir, 3, Calibration(FITTED, {}, SETTINGS))
+    document = json.loads(workdir.calibration.read_text()) | change
+    document = {name: value for name, value in document.items() if value is not None}
+    workdir.calibration.write_text(json.dumps(document))
+    with pytest.raises(UserError) as refused:
+        load_calibration(workdir, 3)
+    text = str(refused.value)
+    assert text.startswith(f"{workdir.calibration} is damaged ({told}")
+    assert text.endswith("; delete it and evaluate again")

@@ -102,7 +102,8 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--config.train.epoch=3"], ["--config.train.epoch", "did you mean epochs?"]),
         (["--config.trian.epochs=3"], ["no trian in config", "did you mean train?"]),
         (["--config.train.epochs.x=3"], ["config.train.epochs is a value"]),
-        (["--config.train.epochs=many"], ["--config.train.epochs=many", "'many'"]),
+        (["--config.train.epochs=many"], ["--config.train.epochs is 'many'; give a whole number"]),
+        (["--config.data.text_buckets=a"], ["data.text_buckets is 'a'; give a whole number"]),
         (["--config=configs/quickstrat.py"], ["no file", "did you mean configs/quickstart.py?"]),
         (["--config=configs/quickstart.py:wide"], ["configs/quickstart.py", "dense", "moe"]),
         (["--config=configs/table4.py:odd"], ["configs/table4.py", "'odd'", "decoder_even"]),
@@ -111,6 +112,7 @@ def test_the_first_line_comes_before_anything_can_fail(module):
         (["--wrkdir=x"], ["no flag --wrkdir; did you mean --workdir? (--help lists them)"]),
         (["--only=x"], ["no flag --only (--help"]),  # not absl's --only_check_args
         (["--config.data.source=fashion:no/folder"], ["no such data: no/folder"]),
+        (["--config.data.source=fashion:configs"], ["configs holds no styles.csv", "name the"]),
         (["--config.data.source=fashin:folder"], ["'fashin'", "did you mean 'fashion'?"]),
         (["--config.data.text_length=100"], ["data.text_length 100", "16 image", "=96"]),
         (["--config.mesh.data=3"], ["mesh data=3", "there are 1"]),
@@ -232,6 +234,9 @@ def test_predict_changes_settings_of_answering(trained, tmp_path):
     refused(run("predict", *given, "--answer=beam=2"), "answer.beam does not", "did you mean beams")
     refused(run("predict", *given, "--answer=size=2"), "answer.size does not", "keys are conf")
     fitted = {"step": 2, "calibrator": Calibrator("platt", Sigmoid()).to_json(), "thresholds": {}}
+    (trained / "calibration.json").write_text(json.dumps(fitted))
+    refused(run("predict", *given), "calibration.json is damaged (it has no 'settings'); delete it")
+    fitted["settings"] = {"answer": AnswerConfig().scored_by()}
     (trained / "calibration.json").write_text(json.dumps(fitted))
     done = run("predict", *given, "--answer=beams=2,alternatives=1", "--attributes=color")
     (trained / "calibration.json").unlink()

@@ -39,10 +39,10 @@ def test_a_setting_that_a_command_does_not_read_is_refused():
         ("evaluation", "bounds=none", "evaluation.bounds does not exist; did you mean bound?"),
         ("evaluation", "bound=wilson", "'wilson': choose one of none, clopper_pearson"),
         ("evaluation", "bound", "--evaluation has 'bound'; write name=value, as --help shows"),
-        ("evaluation", "topk=5:x", "'5:x' is no whole number, nor several such as 5:10"),
-        ("evaluation", "bound_delta=little", "'little' is no float"),
+        ("evaluation", "topk=5:x", "'topk=5:x'; give a whole number, or several such as 5:10"),
+        ("evaluation", "bound_delta=little", "'bound_delta=little'; give a number"),
         ("evaluation", "no_answer_text=none", "which follows from the run's data"),
-        ("answer", "beams=many", "--answer has 'beams=many'; 'many' is no int"),
+        ("answer", "beams=many", "--answer has 'beams=many'; give a whole number"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(group, given, message):
@@ -58,3 +58,19 @@ def test_a_warning_is_told_without_its_place_in_the_code():
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "WARNING: p7 is in both\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("ENOSPC", "No space left on device; choose another path, or make room there"),
+        ("EACCES", "Permission denied; choose another path"),
+    ],
+)
+def test_room_is_asked_for_only_where_there_is_none(kind, told):
+    fail = f"import errno, os; raise OSError(n := errno.{kind}, os.strerror(n), 'there')"
+    program = f"from launch import common; common.run(lambda argv: exec({fail!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, f"-c: there: {told}\n")

@@ -1,6 +1,7 @@
 """The scripts for clusters, as far as they can be run or read on one machine."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from tests.launch.cli import ROOT
 
 # Stands in for the training: says where it stands, or what the test tells it to do.
 STUB = f"""
-import os, sys, time
+import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from moemoe_jax.parallel.clusters import locate
 flags = dict(one.lstrip("-").split("=", 1) for one in sys.argv[1:])
@@ -21,26 +22,50 @@ place = locate(flags.get("coordinator"), int(flags.get("processes", 0)) or None,
                int(flags["process"]) if "process" in flags else None)
 say = lambda *words: os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 say(place.cluster, place.coordinator.split(":")[0], place.index, place.count)
+def stop(*_):
+    time.sleep(0.5)
+    sys.exit(75)
+if "stops" in flags:
+    signal.signal(signal.SIGTERM, stop)
+    ready = [os.path.join(flags["stops"], number) for number in "01"]
+    os.mkdir(ready[index])
+    while not all(map(os.path.exists, ready)):
+        time.sleep(0.01)
+    if index == 0:
+        os.kill(int(os.environ["SRUN_PID"]), signal.SIGTERM)
+    time.sleep(600)
 if flags.get("fails") == str(index):
-    sys.exit(7)
+    sys.exit(int(flags.get("status", 7)))
 if "fails" in flags:
     time.sleep(600)
 say(*sorted(flags))
 """
 
-# Runs each task with the variables that srun sets, as two nodes of one task.
-SRUN = """#!/usr/bin/env bash
-while [[ "$1" == --* ]]; do shift; done
-status=0
-for task in 0 1; do
-  SLURM_STEP_ID=0 SLURM_STEP_NODELIST="node[07-08]" SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=2 \\
-    SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
-done
-for task in 0 1; do
-  wait -n; ended=$?
-  [ $ended -eq 0 ] || { [ $status -ne 0 ] || status=$ended; kill $(jobs -p) 2>/dev/null; }
-done
-exit $status
+# Runs each task with the variables that srun sets, as two nodes of one task. As srun does, it ends
+# the other where one fails, sends signals to all that a task started, and ends with the highest
+# status.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys, time
+command = sys.argv[1:]
+while command[0].startswith("--"):
+    command.pop(0)
+step = {{"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[07-08]", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0", "SRUN_PID": str(os.getpid())}}
+tasks, ending = [], False
+def send(*_):
+    for task in tasks:
+        if task.poll() is None:
+            os.killpg(task.pid, signal.SIGTERM)
+signal.signal(signal.SIGTERM, send)
+for number in "01":
+    own = os.environ | step | {{"SLURM_PROCID": number}}
+    tasks.append(subprocess.Popen(command, env=own, start_new_session=True))
+while None in (found := [task.poll() for task in tasks]):
+    if any(found) and not ending:
+        ending = True
+        send()
+    time.sleep(0.02)
+sys.exit(max(status if status >= 0 else 128 - status for status in found))
 """
 
 
@@ -143,15 +168,27 @@ def test_the_slurm_job_starts_a_process_a_node(slurm, tmp_path):
 @pytest.mark.parametrize(("restarts", "again"), [("0", True), ("20", False)])
 def test_a_slurm_job_that_lost_a_process_is_queued_again(slurm, tmp_path, restarts, again):
     done = bash("launch/slurm.sbatch", "--fails=1", **slurm, SLURM_RESTART_COUNT=restarts)
-    assert done.returncode == 7
+    assert done.returncode == 128 + signal.SIGTERM  # of the other, which counts for more than 7
     assert (tmp_path / "requeued").exists() == again
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 11\n"
 
 
-def test_a_mistake_of_the_users_is_not_made_twice(slurm, tmp_path):
-    done = bash("launch/slurm.sbatch", **slurm | {"COMMAND": "python -c exit(2)"})
+@pytest.mark.parametrize("victims", ["all", "0", "1"])
+def test_a_mistake_of_the_users_is_not_made_twice(slurm, stub, tmp_path, victims):
+    command = f"{sys.executable} {stub} --status=2 --fails={victims}"
+    if victims == "all":
+        command = f"{sys.executable} -c exit(2)"
+    done = bash("launch/slurm.sbatch", **slurm | {"COMMAND": command})
     assert done.returncode == 2 and not (tmp_path / "requeued").exists()
+    assert not list(ROOT.glob("moemoe-*"))
+
+
+def test_a_slurm_job_whose_time_is_up_waits_for_what_is_saved_and_is_queued_again(slurm, tmp_path):
+    done = bash("launch/slurm.sbatch", f"--stops={tmp_path}", **slurm)
+    assert done.returncode == 75
+    assert "ended with status 75; queueing" in done.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 11\n"
 
 
 def test_the_jobset_fits_together():

@@ -53,7 +53,6 @@ def test_one_token_by_hand(activation):
         y[0], weights[0] * expert(first) + weights[1] * expert(second), atol=1e-5
     )
     probs = jax.nn.softmax(logits)
-    chex.assert_trees_all_close(stats.importance, probs, atol=1e-6)
     chex.assert_trees_all_close(stats.load[jnp.array([first, second])], jnp.full(2, 0.5))
     # One token: f is one-hot, so that L_aux = 3 P_first.
     chex.assert_trees_all_close(stats.aux_loss, 3 * probs[first], atol=1e-5)

@@ -168,7 +168,6 @@ def test_the_other_statistics_by_hand():
     chex.assert_trees_all_close(routing.entropy(routes, valid), 1.5 * jnp.log(2.0), atol=1e-6)
     # Two choices, of experts 2 and (first of equals) 0.
     chex.assert_trees_all_close(routing.expert_load(routes, valid), jnp.array([0.5, 0.0, 0.5]))
-    chex.assert_trees_all_close(routing.importance(routes, valid), jnp.array([0.25, 0.25, 0.5]))
 
 
 def test_levels_by_hand():

@@ -217,15 +217,25 @@ def test_logical_axes_of_the_kernels():
     }
 
 
-@pytest.mark.parametrize(("preset", "width"), [("tiny", 768), ("small", 768), ("base", 1024)])
-def test_presets_have_the_size_of_the_published_models(preset, width):
-    config = getattr(SwinV2Config, preset)()
+DEEP = {"depths": (2, 2, 18, 2)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "millions"),  # the published models tiny, small and base
+    [
+        ({}, 768, 27.6),
+        (DEEP, 768, 49.0),
+        (DEEP | {"embed_dim": 128, "heads": (4, 8, 16, 32)}, 1024, 86.9),
+    ],
+)
+def test_the_published_models_have_their_size(settings, width, millions):
+    config = SwinV2Config(**settings)
     assert (config.width, config.tokens) == (width, 64)
     shapes = nnx.state(nnx.eval_shape(lambda: SwinV2(config, rngs=nnx.Rngs(0))))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     with torch.device("meta"):
         assert count == sum(p.numel() for p in torch_swinv2.reference(config).parameters())
-    assert SwinV2Config.base(window_size=16).window_size == 16
+    assert round(count / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(

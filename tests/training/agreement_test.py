@@ -11,7 +11,7 @@ from tests.launch.cli import ROOT, environment
 SCRIPT = """
 import sys, time
 from moemoe_jax.training.stopping import Stop
-stop = Stop(f"process {sys.argv[1]}").listen()
+stop = Stop().listen()
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))

@@ -14,7 +14,6 @@ def stats(aux, z):
         aux_loss=jnp.float32(aux),
         z_loss=jnp.float32(z),
         load=jnp.array([0.5, 0.5]),
-        importance=jnp.array([0.5, 0.5]),
         dropped=jnp.float32(0.125),
         entropy=jnp.float32(0.25),
     )

@@ -12,6 +12,7 @@ from PIL import ImageDraw
 Point = tuple[float, float]
 
 VEST, EDGE = (252, 252, 252), (90, 90, 110)
+CLOTH = 255  # in the mask
 # Where the cloth ends; the same rows for tops, skirts and trousers.
 HEMS = {"thigh length": 35.0, "knee length": 44.0, "calf length": 52.0, "floor length": 60.5}
 
@@ -141,114 +142,116 @@ def draw_body(pen: Pen, figure: Figure, shown: dict[str, str], skin) -> None:
         pen.polygon([(22, 0), (42, 0), (42 + vest / 9, vest), (22 - vest / 9, vest)], VEST, EDGE)
 
 
-def draw_cloth(pen: Pen, figure: Figure, shown: dict[str, str], ink: int = 255) -> None:
+def draw_cloth(pen: Pen, figure: Figure, shown: dict[str, str]) -> None:
     """The outline of the cloth as a mask."""
     hem = HEMS.get(shown.get("item length description", ""), figure.hem)
     if figure.family == "top":
-        _top(pen, figure, hem, ink)
-        _sleeves(pen, shown.get("sleeve type"), ink)
+        _top(pen, figure, hem)
+        _sleeves(pen, shown.get("sleeve type"))
     elif figure.family == "strap":
-        _strapped(pen, figure, hem, ink)
+        _strapped(pen, figure, hem)
     elif figure.family == "bottom":
-        _bottom(pen, figure, hem, ink)
+        _bottom(pen, figure, hem)
     elif figure.family == "foot":
-        _foot(pen, figure, ink)
+        _foot(pen, figure)
     else:
-        _piece(pen, figure.mark, ink)
+        _piece(pen, figure.mark)
 
 
-def _legs(pen: Pen, width: float, top: float, hem: float, ink) -> None:
-    both_sides(pen, [(20, top), (32.5, top), (30.5, hem), (30.5 - width, hem)], ink)
+def _legs(pen: Pen, width: float, top: float, hem: float) -> None:
+    both_sides(pen, [(20, top), (32.5, top), (30.5, hem), (30.5 - width, hem)], CLOTH)
 
 
-def _skirt(pen: Pen, top: float, hem: float, flare: float, ink) -> None:
+def _skirt(pen: Pen, top: float, hem: float, flare: float) -> None:
     # The flare grows with the way down, so that a short and a long hem lie on the same cut.
     reach = flare * (hem - top) / (61 - top) * 1.4
-    pen.polygon([(21, top), (43, top), (44 + reach, hem), (20 - reach, hem)], ink)
+    pen.polygon([(21, top), (43, top), (44 + reach, hem), (20 - reach, hem)], CLOTH)
 
 
-def _top(pen: Pen, figure: Figure, hem: float, ink) -> None:
+def _top(pen: Pen, figure: Figure, hem: float) -> None:
     chest = [(27, 5), (37, 5), (46, 9), (44, 20), (43, 27), (21, 27), (20, 20), (18, 9)]
-    pen.polygon(chest, ink)
+    pen.polygon(chest, CLOTH)
     if figure.legs:
-        pen.box(20, 26, 44, 36, ink)
-        _legs(pen, figure.legs, 35, hem, ink)
+        pen.box(20, 26, 44, 36, CLOTH)
+        _legs(pen, figure.legs, 35, hem)
     elif hem > 27:
-        _skirt(pen, 26, hem, figure.flare, ink)
+        _skirt(pen, 26, hem, figure.flare)
     if figure.mark == "hood":
-        pen.polygon([(22, 7), (25, 1), (39, 1), (42, 7)], ink)
+        pen.polygon([(22, 7), (25, 1), (39, 1), (42, 7)], CLOTH)
     if figure.mark == "tails":
-        both_sides(pen, [(20, hem - 1), (30, hem - 1), (26, hem + 3), (20, hem + 1)], ink)
+        both_sides(pen, [(20, hem - 1), (30, hem - 1), (26, hem + 3), (20, hem + 1)], CLOTH)
 
 
-def _sleeves(pen: Pen, sleeve: str | None, ink) -> None:
+def _sleeves(pen: Pen, sleeve: str | None) -> None:
     if sleeve == "short sleeve":
-        both_sides(pen, [(22, 8), (17, 9), (9, 23), (17, 27), (22, 18)], ink)
+        both_sides(pen, [(22, 8), (17, 9), (9, 23), (17, 27), (22, 18)], CLOTH)
     elif sleeve == "long sleeve":
-        both_sides(pen, [(22, 8), (17, 9), (5, 37), (12, 40), (22, 20)], ink)
+        both_sides(pen, [(22, 8), (17, 9), (5, 37), (12, 40), (22, 20)], CLOTH)
     elif sleeve == "puff sleeve":
         for x in (13, 51):
-            pen.oval(x - 9, 6, x + 9, 25, ink)
+            pen.oval(x - 9, 6, x + 9, 25, CLOTH)
     elif sleeve == "bell sleeve":
-        both_sides(pen, [(22, 8), (17, 9), (12, 22), (0.5, 37), (17, 45), (17, 25), (22, 18)], ink)
+        both_sides(
+            pen, [(22, 8), (17, 9), (12, 22), (0.5, 37), (17, 45), (17, 25), (22, 18)], CLOTH
+        )
 
 
-def _strapped(pen: Pen, figure: Figure, hem: float, ink) -> None:
+def _strapped(pen: Pen, figure: Figure, hem: float) -> None:
     if figure.mark == "cups":
-        both_sides(pen, [(19, 22), (24, 17), (31.5, 23), (33, 32), (19, 32)], ink)
+        both_sides(pen, [(19, 22), (24, 17), (31.5, 23), (33, 32), (19, 32)], CLOTH)
     elif figure.mark == "bib":
-        pen.polygon([(23, 17), (41, 17), (42, 30), (22, 30)], ink)
-        pen.box(20, 29, 44, 36, ink)
-        _legs(pen, figure.legs, 33, hem, ink)
+        pen.polygon([(23, 17), (41, 17), (42, 30), (22, 30)], CLOTH)
+        pen.box(20, 29, 44, 36, CLOTH)
+        _legs(pen, figure.legs, 33, hem)
     elif figure.mark == "brief":
-        pen.polygon([(22, 18), (42, 18), (43, 28), (46, 37), (35, 45), (29, 45), (18, 37)], ink)
+        pen.polygon([(22, 18), (42, 18), (43, 28), (46, 37), (35, 45), (29, 45), (18, 37)], CLOTH)
     else:
-        pen.polygon([(22, 18), (42, 18), (43, 27), (21, 27)], ink)
-        _skirt(pen, 26, hem, figure.flare, ink)
+        pen.polygon([(22, 18), (42, 18), (43, 27), (21, 27)], CLOTH)
+        _skirt(pen, 26, hem, figure.flare)
 
 
-def _bottom(pen: Pen, figure: Figure, hem: float, ink) -> None:
+def _bottom(pen: Pen, figure: Figure, hem: float) -> None:
     if figure.mark == "brief":
-        pen.polygon([(20, 16), (44, 16), (47, 27), (36, 38), (28, 38), (17, 27)], ink)
+        pen.polygon([(20, 16), (44, 16), (47, 27), (36, 38), (28, 38), (17, 27)], CLOTH)
         return
-    pen.polygon([(20, 16), (44, 16), (46, 27), (18, 27)], ink)
+    pen.polygon([(20, 16), (44, 16), (46, 27), (18, 27)], CLOTH)
     if figure.legs:
-        pen.polygon([(18, 26), (46, 26), (46, 31), (18, 31)], ink)
+        pen.polygon([(18, 26), (46, 26), (46, 31), (18, 31)], CLOTH)
         inner = 32 - (hem - 26) / 17  # a gap that widens on the way down
-        both_sides(pen, [(18, 26), (32.5, 26), (inner, hem), (inner - figure.legs, hem)], ink)
+        both_sides(pen, [(18, 26), (32.5, 26), (inner, hem), (inner - figure.legs, hem)], CLOTH)
     else:
         reach = figure.flare * (hem - 26) / 34
-        pen.polygon([(18, 26), (46, 26), (46 + reach, hem), (18 - reach, hem)], ink)
+        pen.polygon([(18, 26), (46, 26), (46 + reach, hem), (18 - reach, hem)], CLOTH)
 
 
-def _foot(pen: Pen, figure: Figure, ink) -> None:
+def _foot(pen: Pen, figure: Figure) -> None:
     top, width = (1, 8) if figure.mark == "tights" else (12, 11)
     if figure.mark == "tights":
-        pen.polygon([(31, 1), (40, 1), (36, 36), (29, 34)], ink)
+        pen.polygon([(31, 1), (40, 1), (36, 36), (29, 34)], CLOTH)
     pen.polygon(
         [(12, top), (12 + width + 5, top), (12 + width + 3, 38), (52, 42), (60, 48), (59, 57),
          (54, 60), (16, 60), (10, 54), (11, 40)],
-        ink,
+        CLOTH,
     )  # fmt: skip
 
 
-def _piece(pen: Pen, mark: str, ink) -> None:
+def _piece(pen: Pen, mark: str) -> None:
     if mark == "belt":
-        pen.polygon([(1, 24), (56, 24), (63, 32), (56, 40), (1, 40)], ink)
+        pen.polygon([(1, 24), (56, 24), (63, 32), (56, 40), (1, 40)], CLOTH)
     elif mark == "gloves":
         for x in (3, 34):
-            pen.box(x + 5, 28, x + 22, 58, ink)
+            pen.box(x + 5, 28, x + 22, 58, CLOTH)
             for finger, top in enumerate((12, 7, 8, 14)):
                 left = x + 5 + finger * 4.5
-                pen.box(left, top, left + 3.4, 30, ink)
-            pen.polygon([(x + 6, 44), (x - 1, 31), (x + 2, 28), (x + 8, 34)], ink)
+                pen.box(left, top, left + 3.4, 30, CLOTH)
+            pen.polygon([(x + 6, 44), (x - 1, 31), (x + 2, 28), (x + 8, 34)], CLOTH)
     elif mark == "hat":
-        pen.polygon([(17, 42), (19, 20), (26, 13), (38, 13), (45, 20), (47, 42)], ink)
-        pen.oval(2, 36, 62, 52, ink)
+        pen.polygon([(17, 42), (19, 20), (26, 13), (38, 13), (45, 20), (47, 42)], CLOTH)
+        pen.oval(2, 36, 62, 52, CLOTH)
     elif mark == "necktie":
-        pen.polygon([(24, 3), (40, 3), (37, 13), (27, 13)], ink)
-        pen.polygon([(28, 13), (36, 13), (44, 52), (32, 62), (20, 52)], ink)
+        pen.polygon([(24, 3), (40, 3), (37, 13), (27, 13)], CLOTH)
+        pen.polygon([(28, 13), (36, 13), (44, 52), (32, 62), (20, 52)], CLOTH)
     elif mark == "scarf":
-        pen.oval(10, 3, 54, 24, ink)
-        pen.polygon([(16, 16), (32, 18), (30, 58), (14, 58)], ink)
-        pen.polygon([(33, 18), (48, 15), (51, 48), (36, 48)], ink)
+        pen.oval(10, 3, 54, 24, CLOTH)
+        pen.polygon([(16, 16), (32, 18), (30, 58), (14, 58)], CLOTH)
+        pen.polygon([(33, 18), (48, 15), (51, 48), (36, 48)], CLOTH)

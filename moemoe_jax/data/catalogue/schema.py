@@ -5,8 +5,6 @@ of an attribute or a product type, so that "the text tells this value" is a plai
 `DRAWABLE` attributes can be shown in the image; the others can be told by the text only.
 """
 
-import re
-
 PRODUCT_TYPES = (
     "apparel belt", "apparel gloves", "blazer", "bra", "choli", "coat", "dress", "hat", "kurta",
     "necktie", "nightgown nightshirt", "overalls", "pajamas", "pants", "saree", "scarf", "shirt",
@@ -58,8 +56,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "waist style": ("elastic waist", "drawstring waist", "belted waist", "paperbag waist"),
     "weave type": ("twill", "plain weave", "herringbone", "jacquard", "oxford"),
 }  # fmt: skip
-
-ATTRIBUTES = tuple(VALUES)
 
 DRAWABLE = frozenset(
     {
@@ -150,8 +146,3 @@ def values_of(attribute: str) -> tuple[str, ...]:
       KeyError: no such attribute.
     """
     return EXTRA_VALUES if attribute.startswith("spec ") else VALUES[attribute]
-
-
-def tells(text: str, value: str) -> bool:
-    """Whether `value` occurs in `text` as whole words, whatever the case."""
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None

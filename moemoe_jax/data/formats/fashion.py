@@ -85,6 +85,18 @@ def _header(table: Path) -> tuple[str, ...]:
     return header
 
 
+def _table(path: Path) -> Path:
+    """Where `styles.csv` is: `path` itself, or in that folder."""
+    table = path if path.is_file() else path / TABLE
+    if table.is_file():
+        return table
+    # An archive unpacks to folders in folders, of which one is easily named for another.
+    near = (path.parent, *sorted(path.glob("*/")), *sorted(path.glob("*/*/")))
+    found = [folder for folder in near if (folder / TABLE).is_file()]
+    remedy = f"write fashion:{found[0]}" if found else f"name the folder that holds {TABLE}"
+    raise UserError(f"{path} holds no {TABLE}, the table of 'Fashion Product Images'; {remedy}")
+
+
 def detect(path: Path) -> bool:
     """A folder with `styles.csv`, or that file."""
     return (path / TABLE).is_file() or (path.name == TABLE and path.is_file())
@@ -99,9 +111,9 @@ def open_records(path: Path, split: str | None, rejects: Rejects) -> LineSource:
     """Opens the folder (or its `styles.csv`).
 
     Raises:
-      UserError: a column is missing.
+      UserError: no `styles.csv` there, or a column of it is missing.
     """
-    table = path if path.is_file() else path / TABLE
+    table = _table(path)
     folder = table.parent / "images"
     images = frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
     parse = functools.partial(parse_line, header=_header(table), images=images)

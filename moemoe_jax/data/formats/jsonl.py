@@ -12,6 +12,7 @@ from moemoe_jax.data.records import Record, RecordError, identity, parse_record
 from moemoe_jax.data.rejects import Rejects
 
 SUFFIXES = (".jsonl", ".ndjson")
+_ATTEMPTS = 10  # lines in which an object is looked for
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -66,11 +67,11 @@ def _cut(line: str) -> str:
     return "; the line seems cut short" if line[:1] == "{" and line[-1] != "}" else ""
 
 
-def first_keys(path: Path, attempts: int = 10) -> set[str]:
+def first_keys(path: Path) -> set[str]:
     """The keys of the first line of a file or folder that is an object; empty if none is near."""
     for file in files.find_files(path, SUFFIXES)[:1]:
         with file.open("rb") as lines:
-            for _, line in zip(range(attempts), lines, strict=False):
+            for _, line in zip(range(_ATTEMPTS), lines, strict=False):
                 try:
                     return set(load_json(line.decode("utf-8").removeprefix("\ufeff")))
                 except (RecordError, UnicodeDecodeError):

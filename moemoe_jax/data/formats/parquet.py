@@ -3,7 +3,8 @@
 `sources` is a struct (images as binary, as paths relative to the file, or as structs of `bytes` and
 `path`, of which the bytes count where there are any), `attributes` a map from name to value; any of
 them may also be a text column that holds JSON. In a map, null says "known to have no answer"; in a
-struct every row has every field, so null there says "not known".
+struct every row has every field, so null there says "not known". Numbers are taken as in JSON; one
+of single precision has the few digits that tell it from others, so that 0.1 is 0.1.
 
 Parquet is read by row group. Groups are kept up to a fixed number of bytes, which serves data that
 fit in memory and reads in order; for random reads of larger data turn them into TFDS with
@@ -89,7 +90,7 @@ class ParquetSource:
         self._reset()
         hashes, ids, images = [], set(), FileStats()
         for number, path in enumerate(paths):
-            for group, row, line, mapping in _index_rows(path, number, rejects):
+            for group, row, line, mapping in _index_rows(path, rejects):
                 try:
                     record = parse_record(_clean(mapping), path.parent)
                     if record.id in ids:
@@ -126,7 +127,7 @@ class ParquetSource:
             if (file, group) in self._cache:
                 self._cache.move_to_end((file, group))
                 return self._cache[file, group]
-            table = pq.ParquetFile(self._paths[file]).read_row_group(group)
+            table = _as_in_json(pq.ParquetFile(self._paths[file]).read_row_group(group))
             self._cache[file, group] = table
             self._bytes += table.nbytes
             while self._bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -156,7 +157,7 @@ class ParquetSource:
         return self._hashes
 
 
-def _index_rows(path: Path, number: int, rejects: Rejects):
+def _index_rows(path: Path, rejects: Rejects):
     """Yields (row group, row of the group, row of the file from 1, mapping without binaries)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -174,7 +175,7 @@ def _index_rows(path: Path, number: int, rejects: Rejects):
         for group in range(file.num_row_groups):
             row, columns = 0, _columns(file, group)
             for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
-                for mapping in batch.to_pylist():
+                for mapping in _as_in_json(pa.Table.from_batches([batch])).to_pylist():
                     mapping.setdefault("sources", {})  # where it holds nothing but binaries
                     yield group, row, next(line), mapping
                     row += 1
@@ -202,6 +203,33 @@ def _columns(file: Any, group: int) -> list[str]:
             left_out.add(beside)
         left_out.add(column.path)
     return [path for path in paths if path not in left_out]
+
+
+def _as_in_json(table: Any) -> Any:
+    """An Arrow table with its numbers of single precision as the doubles that are written alike."""
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        if (wider := _retyped(field.type, pa.float64())) != field.type:
+            texts = table.column(number).cast(_retyped(field.type, pa.string()))
+            table = table.set_column(number, field.name, texts.cast(wider))
+    return table
+
+
+def _retyped(kind: Any, single: Any) -> Any:
+    """An Arrow type with `single` in place of single precision, at any depth."""
+    import pyarrow as pa
+
+    if pa.types.is_float32(kind):
+        return single
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _retyped(field.type, single)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _retyped(kind.item_type, single))
+    for found, made in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if found(kind):
+            return made(_retyped(kind.value_type, single))
+    return kind
 
 
 def _given_id(mapping: dict[str, Any]) -> str | None:
