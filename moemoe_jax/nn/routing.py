@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moemoe_jax.nn.highest import highest
+
 JITTER = 1e-2
 
 
@@ -113,7 +115,7 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """
     values, places, rest = [], [], scores
     for _ in range(k):
-        places.append(jnp.argmax(rest, axis=-1).astype(jnp.int32))
+        places.append(highest(rest)[0])
         here = jnp.arange(scores.shape[-1]) == places[-1][:, None]
         values.append(jnp.sum(jnp.where(here, scores, 0), axis=-1))
         rest = jnp.where(here, -jnp.inf, rest)
