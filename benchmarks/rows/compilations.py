@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.measure import Context, Samples
 from benchmarks.ours import experiment
 from benchmarks.sizes import settings
+from launch import process
 from moemoe_jax.data.examples import corpus
 from moemoe_jax.data.notes import Notes
 from moemoe_jax.data.reader import ProductReader
@@ -64,6 +65,7 @@ class _Counting(Stop):
 
 def training(context: Context) -> Samples:
     """Three epochs, with evaluations and checkpoints: what the second half compiles is too much."""
+    process.trim_after_compilations()  # as launch.train does
     mapping = _settings(context.size)
     data = mapping.data
     data.text_buckets, data.val_fraction = (data.text_length // 2,), 0.25
