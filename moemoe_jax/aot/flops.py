@@ -106,13 +106,14 @@ def _formula(
                 size = model.vision.tokens * model.vision.width * model.text.d_model
                 parts["image_encoder"].linear(2.0 * products * size, dense, dense)
             flows |= dense
-    parts["fusion"] = _fusion(config, rows, asked, flows, dense, steps * beams)
+    parts["fusion"] = _fusion(config, rows, asked, flows, dense)
     literal = model.fusion.path == "literal"
     stack(
         "decoder",
         rows=products * questions * beams,
         length=data.answer_length,
         steps=steps,
+        beams=beams,
         memory=Memory(
             rows=data.text_length if literal else read_rows(config),
             memories=products * (questions if literal else 1),
@@ -171,10 +172,8 @@ def _vision(vision: SwinV2Config, images: int, trained: bool) -> Part:
     return part
 
 
-def _fusion(
-    config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool, starts: int
-) -> Part:
-    """Gate, alignment, `starts` start tokens of a question, and e itself on the literal path."""
+def _fusion(config: ExperimentConfig, rows: int, asked: bool, flows: bool, dense: bool) -> Part:
+    """Gate, alignment, a question's start token, and e itself on the literal path."""
     model, data, part = config.model, config.data, Part()
     products, questions = data.products_per_batch, data.questions_per_product
     sources, width, length = len(model.sources), model.text.d_model, data.text_length
@@ -192,7 +191,7 @@ def _fusion(
     if model.fusion.path == "literal":
         part.pair(2.0 * pairs * sources * length * width, asked or dense, flows)
     if model.question_start:
-        part.linear(2.0 * starts * pairs * width * width, asked, dense)
+        part.linear(2.0 * pairs * width * width, asked, dense)
     if model.question_encoder and (asked or flows or dense):
         _alignment(part, config, rows, asked, flows, dense)
     return part

@@ -62,12 +62,14 @@ def text_stack(
     length: int,
     seen: int | None = None,
     steps: int = 1,
+    beams: int = 1,
     memory: Memory | None = None,
 ) -> None:
     """Adds all blocks of an encoder, or of a decoder where there is a memory.
 
     `parts` is in how many the batch and the experts are split, `steps` in how many a row is read;
-    self-attention sees the first `seen` of a row, by default all `length`.
+    self-attention sees the first `seen` of a row, by default all `length`, and of `beams` rows that
+    share a cache those of all.
     """
     tokens, width = rows * length, text.d_model
     seen = length if seen is None else seen
@@ -81,7 +83,7 @@ def text_stack(
     for layer in range(depth):
         flows = dense or layer > first
         part.linear(2.0 * (tokens + 2 * rows * seen) * width * inner, flows, dense, full)
-        scores = 2.0 * rows * length * seen * inner
+        scores = 2.0 * rows * length * seen * beams * inner
         part.pair(scores, flows, flows, pairs)
         part.pair(scores, flows, flows, pairs)
         if dense:  # the gradient of the position bias
