@@ -42,7 +42,8 @@ class Batches:
 
 BATCHES = {
     "tiny": Batches({1: 16, 6: 16, 38: 16}, (16, 64), 16, 4096),
-    "small": Batches({1: 8, 6: 8, 38: 16}, (8, 16, 32), 16, 4096),
+    # Both sides of a row are there at a time: with more, not within 24 GiB.
+    "small": Batches({1: 8, 6: 8, 38: 8}, (8, 16), 16, 4096),
     "base": Batches({1: 32, 6: 16, 38: 16}, (32, 96), 32, 16_384),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import math
+import shlex
 import types
 import typing
 from typing import Any, TypeVar
@@ -150,6 +151,17 @@ def _optional(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
+
+
+def as_flags(config: ml_collections.ConfigDict, path: str = "config") -> Iterator[str]:
+    """Every setting with its value, as the flag that a shell would take for it."""
+    for key, value in config.items():
+        where = f"{path}.{key}"
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from as_flags(value, where)
+        else:
+            text = f'"{value}"' if isinstance(value, tuple) else shlex.quote(str(value))
+            yield f"--{where}={text}"
 
 
 def nearest(key: str, known: Collection[str]) -> str:

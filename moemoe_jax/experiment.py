@@ -79,7 +79,7 @@ def from_config_dict(
     """
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
-    data = from_mapping(DataConfig, mapping.get("data", {}), "data")
+    data = from_mapping(DataConfig, _without_idle_sources(mapping.get("data", {})), "data")
     model = dict(mapping.get("model", {}))
     for path in DERIVED:
         _refuse(mapping, path)
@@ -109,6 +109,15 @@ def from_config_dict(
     config = from_mapping(ExperimentConfig, rest, "", model=built, data=data)
     cache_of(config)  # refuses to keep encodings that change
     return config
+
+
+def _without_idle_sources(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings without sources that read no field: so a flag takes one out of the model."""
+    sources = data.get("sources")
+    if not isinstance(sources, Mapping):
+        return data
+    idle = {n for n, s in sources.items() if isinstance(s, Mapping) and s.get("fields") in ((), [])}
+    return {**data, "sources": {n: s for n, s in sources.items() if n not in idle}}
 
 
 def _check_buckets(model: MoEMoEConfig) -> None:

@@ -1,10 +1,12 @@
 from collections.abc import Mapping
 import dataclasses
+import shlex
 
 import ml_collections
 import pytest
 
 from moemoe_jax.config_tree import (
+    as_flags,
     choose,
     differences,
     differences_text,
@@ -110,6 +112,13 @@ def test_a_flag_may_set_what_has_no_default_value():
         config.chain = 3
     config.chain = "steel"
     assert from_mapping(Gears, config.to_dict()).chain == "steel"
+
+
+def test_settings_as_flags_that_a_shell_gives_back():
+    config = ml_collections.ConfigDict({"bell": True, "gears": {"teeth": (11, 28), "chain": "a b"}})
+    flags = list(as_flags(config))
+    wanted = ["--config.bell=True", "--config.gears.chain=a b", "--config.gears.teeth=(11, 28)"]
+    assert sorted(shlex.split(" ".join(flags))) == wanted
 
 
 def test_the_nearest_key_or_all_of_them():

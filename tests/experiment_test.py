@@ -41,6 +41,18 @@ def test_a_source_that_is_taken_out_leaves_the_model_too():
     assert from_config_dict(config).model.sources == (SourceSpec("text", "text"),)
 
 
+def test_so_does_one_that_reads_no_field_which_a_flag_can_say():
+    config = default_config()
+    config.data.sources.image.fields = ()
+    config.data.image_size = 3
+    built = from_config_dict(from_json(json.loads(to_json(config))))  # as a work directory keeps it
+    assert built.model.sources == (SourceSpec("text", "text"),)
+    assert [source.name for source in built.data.sources] == ["text"]
+    config.data.sources.text.fields = ()
+    with pytest.raises(UserError, match=r"data\.sources is empty"):
+        from_config_dict(config)
+
+
 @pytest.mark.parametrize("path", sorted(DERIVED))
 def test_what_is_derived_cannot_be_set(path):
     mapping = default_config().to_dict()

@@ -115,7 +115,8 @@ class DataConfig:
     Attributes:
       source: which records, as a reader's spec.
       val_fraction, test_fraction, split_seed: shares of the records, by hash of their ids.
-      sources: the sources of evidence, in the model's order.
+      sources: the sources of evidence, in the model's order. In settings, one whose fields are ()
+        is left out.
       text_length: K, the padded length of text sources, in tokens.
       text_buckets: shorter lengths, growing. A training batch is padded to the shortest that holds
         its texts, and batches are made of texts of about one length (`data.buckets`). For models

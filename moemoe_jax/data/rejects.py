@@ -136,7 +136,7 @@ class Rejects:
         more = f" ({detail.strip()})" if (detail := reason.partition(":")[2]) else ""
         listed = f"all are listed in {self.path}; " if self.path is not None else ""
         raise UserError(
-            f"{total} of {seen} records were rejected ({share:.1%}), more than the "
+            f"at least {total} of {seen} records were rejected ({share:.1%}), more than the "
             f"{self.max_fraction:.1%} of data.max_reject_fraction; most often ({count} of them): "
             f"{kind}, first in {place}{more}; {listed}mend the data or raise "
             "--config.data.max_reject_fraction (outside of training: --max_reject_fraction)"

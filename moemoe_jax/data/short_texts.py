@@ -34,8 +34,8 @@ class ShortTexts:
         setting = config.question_tokens_setting
         return self._encode("question", text, text, config.question_tokens, setting)
 
-    def question_length(self, text: str) -> int:
-        """How many tokens a question would have, were there no limit."""
+    def length(self, text: str) -> int:
+        """How many tokens a question or an answer would have, were there no limit."""
         most = len(text.encode()) + 8  # a token a byte, and what stands around them
         return len(self._tokenizer.encode(text, most)[0])
 
@@ -43,9 +43,13 @@ class ShortTexts:
         """Returns the tokens to learn, int32 [N <= L]; none where the answer is not known."""
         if not example.labelled:
             return np.zeros(0, np.int32)
-        text = self._config.no_answer_text if example.null else example.answers[0]
+        text = self.answer(example)
         whose = f"{example.attribute or example.question}: {text}"
         return self._encode("answer", text, whose, self._config.answer_length, "answer_length")
+
+    def answer(self, example: Example) -> str:
+        """The text to learn of a question whose answer is known."""
+        return self._config.no_answer_text if example.null else example.answers[0]
 
     def _encode(self, kind: str, text: str, whose: str, length: int, setting: str) -> np.ndarray:
         ids = self._cache.get((kind, text))

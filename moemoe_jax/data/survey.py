@@ -15,7 +15,7 @@ from moemoe_jax.data.config import DataConfig
 from moemoe_jax.data.examples import has_any_source
 from moemoe_jax.data.lazy import LazyRecord
 from moemoe_jax.data.reader import ProductReader
-from moemoe_jax.data.records import Record
+from moemoe_jax.data.records import Record, is_image_source
 from moemoe_jax.errors import UserError
 from moemoe_jax.files import shown
 
@@ -29,6 +29,7 @@ class Survey:
       counts: int64 [N], how many questions each has.
       lengths: int64 [N], the most tokens that a text of each can have; zeros if not measured.
       longest_answer: tokens of the longest answer to learn, at most L.
+      full_answers: the different answers that fill all L: cut off there, or just as long.
       questions: the different questions, in the order in which they first occur; where there are
         more than a limit, more than that many of them.
       attributes: how often each attribute has each value ("" where there is known to be none).
@@ -38,6 +39,7 @@ class Survey:
     counts: np.ndarray
     lengths: np.ndarray
     longest_answer: int
+    full_answers: tuple[str, ...]
     questions: tuple[str, ...]
     attributes: dict[str, Counter[str]]
 
@@ -65,7 +67,7 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
             "(data.val_fraction, data.test_fraction), or set that to 0 to do without"
         )
     indices, counts, lengths, known, fields = [], [], [], set(), set()
-    longest_answer = 0
+    longest_answer, full_answers = 0, set()
     questions: dict[str, None] = {}
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(source)):
@@ -84,7 +86,10 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         counts.append(len(examples))
         lengths.append(reader.longest_text(index, record) if measure else 0)
         for example in examples:
-            longest_answer = max(longest_answer, len(reader.short_texts.answer_ids(example)))
+            tokens = len(reader.short_texts.answer_ids(example))
+            longest_answer = max(longest_answer, tokens)
+            if tokens == config.answer_length:
+                full_answers.add(reader.short_texts.answer(example))
             if example.attribute is not None:
                 attributes[example.attribute][(example.answers or ("",))[0]] += 1
         if len(questions) <= limit:
@@ -105,24 +110,35 @@ def _survey(reader: ProductReader, limit: int, measure: bool) -> Survey:
         np.asarray(counts),
         np.asarray(lengths),
         longest_answer,
+        tuple(sorted(full_answers)),
         tuple(questions),
         dict(attributes),
     )
 
 
 def _warn_of_unread(config: DataConfig, found: set[str]) -> None:
-    """Warns of a source that no record has, where the records have others that nobody reads."""
-    unread = sorted(found.difference(*(source.fields for source in config.sources)))
-    for source in config.sources if unread else ():
+    """Warns of what no source reads: first of what a source may want that no record has."""
+    unread = found.difference(*(source.fields for source in config.sources))
+    for source in config.sources:
         fields = [name for name in source.fields if name not in ("product_type", "marketplace")]
-        if fields and not found.intersection(fields):
+        image = source.kind == "image"
+        others = {name for name in unread if is_image_source(name) == image}
+        if fields and others and not found.intersection(fields):
             logging.warning(
                 "no record has source %r (%s), but others that data.sources.%s.fields may name: %s",
                 source.name,
                 ", ".join(fields),
                 source.name,
-                ", ".join(map(shown, unread)),
+                ", ".join(map(shown, sorted(others))),
             )
+            unread -= others
+    if unread:
+        logging.warning(
+            "the records have sources that nobody reads: %s; data.sources.NAME.fields names those "
+            "that are read (%s)",
+            ", ".join(map(shown, sorted(unread))),
+            "; ".join(f"{source.name}: {', '.join(source.fields)}" for source in config.sources),
+        )
 
 
 def _without_source(record: Record, config: DataConfig) -> str:

@@ -63,7 +63,10 @@ class TrainBatches:
             config.products_per_batch * config.questions_per_product,
             measure=len(self._lengths) > 1,
         )
-        _warn_of_cut(reader, found.questions)
+        setting, limit = config.question_tokens_setting, config.question_tokens
+        _warn_of_cut(reader, "questions", found.questions, setting, limit)
+        answers, limit = found.full_answers, config.answer_length
+        _warn_of_cut(reader, "answers", answers, "answer_length", limit)
         self.products = len(found.indices)
         self.questions = int(found.counts.sum())
         self.steps_per_epoch = self.products / config.products_per_batch
@@ -176,20 +179,28 @@ class TrainBatches:
         return product
 
 
-def _warn_of_cut(reader: ProductReader, questions: Sequence[str]) -> None:
-    """Warns, before the first step, of questions that are cut: their end may tell what is asked."""
-    config = reader.config
-    lengths = {question: reader.short_texts.question_length(question) for question in questions}
-    longest = max(lengths, key=lengths.__getitem__)
-    if lengths[longest] > config.question_tokens:
+def _warn_of_cut(
+    reader: ProductReader, what: str, texts: Sequence[str], setting: str, limit: int
+) -> None:
+    """Warns, before the first step, of texts that are cut.
+
+    A question's end may tell what is asked, and what is cut off an answer is not learnt.
+    """
+    lengths = {text: reader.short_texts.length(text) for text in texts}
+    cut = {text: length for text, length in lengths.items() if length > limit}
+    if cut:
+        longest = max(cut, key=cut.__getitem__)
         logging.warning(
-            "%d of %d questions are cut at data.%s=%d tokens; the longest has %d: %s",
-            sum(length > config.question_tokens for length in lengths.values()),
-            len(lengths),
-            config.question_tokens_setting,
-            config.question_tokens,
-            lengths[longest],
+            "%s that are cut at data.%s=%d tokens: %d; the longest has %d: %s; "
+            "--config.data.%s=%d cuts none",
+            what,
+            setting,
+            limit,
+            len(cut),
+            cut[longest],
             shown(longest),
+            setting,
+            cut[longest],
         )
 
 

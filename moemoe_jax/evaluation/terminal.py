@@ -5,6 +5,8 @@ from typing import Any
 
 from moemoe_jax.evaluation.columns import CHOSEN_ON, attribute_rows, columns, number
 
+_NAME = 40  # characters of an attribute's name, or of a question in words, that are shown
+
 
 def format_table(metrics: Mapping[str, Any]) -> str:
     """Aligned per-attribute table for a terminal, most answers first, with a row of means.
@@ -14,7 +16,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     """
     rows = attribute_rows(metrics)
     lines = [["attribute", *(heading for heading, _, _ in columns())]]
-    lines += [[_printable(name), *cells] for name, cells in rows]
+    lines += [[_short(_printable(name)), *cells] for name, cells in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
     def align(line):
@@ -54,3 +56,8 @@ def format_means(metrics: Mapping[str, Any]) -> str:
 def _printable(text: str) -> str:
     """Without control characters, which could drive the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _short(name: str) -> str:
+    """A name cut for a column, as questions in words are long."""
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"

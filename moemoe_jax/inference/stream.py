@@ -186,7 +186,7 @@ class Stream:
         known = {*self._trained, *self._reader.ask}
         for example in examples if self._trained else ():
             if example.attribute not in known and example.question not in known:
-                what = "questions about no attribute that the model was trained on"
+                what = "questions in words, beside the attributes that the model was trained on"
                 self.notes.add(what, example=shown(example.question))
 
     def _plan(self, rows: list[Product]) -> Iterator[np.ndarray]:

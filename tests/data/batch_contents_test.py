@@ -155,10 +155,12 @@ def test_what_is_too_long_is_cut_and_counted_once_and_a_question_told_at_once(to
     )
     with caplog.at_level("WARNING", logger="absl"):
         iterator = train(tokenizer, source=ListSource([record]), products_per_batch=1)
-    ids, _ = tokenizer.encode(long, 1000)
+    asked, told = (len(tokenizer.encode(text, 1000)[0]) for text in (long, answer))
     assert caplog.messages == [
-        "1 of 2 questions are cut at data.text_length=60 tokens; the longest has "
-        f"{len(ids)}: {shown(long)}"
+        f"questions that are cut at data.text_length=60 tokens: 1; the longest has {asked}: "
+        f"{shown(long)}; --config.data.text_length={asked} cuts none",
+        f"answers that are cut at data.answer_length=8 tokens: 1; the longest has {told}: "
+        f"{shown(answer)}; --config.data.answer_length={told} cuts none",
     ]
     for batch in take(iterator, 3):
         assert batch["sources"]["text"][0, -1] == 1

@@ -162,11 +162,20 @@ def test_a_source_that_no_record_has_is_told(tokenizer, caplog):
     misspelt = [product(n, sources={"titel": "a shirt", "image": png()}) for n in range(2)]
     with caplog.at_level("WARNING", logger="absl"):
         train(tokenizer, source=ListSource([*misspelt, product(2)]))
-        assert not caplog.records
         train(tokenizer, source=ListSource(misspelt))
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("no record has source 'text' (title, ")
-    assert told.endswith("), but others that data.sources.text.fields may name: 'titel'")
+    some, none = caplog.messages
+    assert some.startswith("the records have sources that nobody reads: 'titel'; ")
+    assert none.startswith("no record has source 'text' (title, ")
+    assert none.endswith("), but others that data.sources.text.fields may name: 'titel'")
+
+
+def test_a_text_is_not_taken_for_the_image_that_no_record_has(tokenizer, caplog):
+    with caplog.at_level("WARNING", logger="absl"):
+        texts = {"title": "a shirt", "year": "2012"}
+        train(tokenizer, source=ListSource([product(0, sources=texts)]), products_per_batch=1)
+    (told,) = caplog.messages
+    assert told.startswith("the records have sources that nobody reads: 'year'; data.sources.NAME")
+    assert "image: image; text: " in told
 
 
 def test_settings_about_attributes_that_no_record_has_are_told(tokenizer, monkeypatch):

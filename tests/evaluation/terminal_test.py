@@ -21,6 +21,15 @@ def test_the_terminal_table_is_aligned_and_harmless():
     assert "\x1b" not in "".join(lines)
 
 
+def test_a_question_in_words_is_cut_for_the_table():
+    answers = some_answers("what is the whole of this thing made of, and where?")
+    assert (
+        format_table(evaluate(answers))
+        .splitlines()[2]
+        .startswith("what is the whole of this thing made of…  ")
+    )
+
+
 def test_the_terminal_table_shows_the_right_numbers():
     answers = [ScoredAnswer("1", "neck", "?", "v", 0.5, golds=("v",))]
     row = format_table(evaluate(answers)).splitlines()[2].split()

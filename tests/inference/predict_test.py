@@ -128,7 +128,7 @@ def test_what_was_noted_is_of_the_whole_job_whoever_did_it(job, monkeypatch):
     assert notes[0] == notes[1]
     assert notes[0] == [
         "  note: question truncated : 1",
-        "  note: questions about no attribute that the model was trained on: 9",
+        "  note: questions in words, beside the attributes that the model was trained on: 9",
         "  note: records without source 'description' , but with others: 9",
         "  note: source 'title' truncated : 9",
     ]

@@ -140,7 +140,7 @@ def test_own_questions_that_nobody_was_trained_on_are_noted():
         assert len(list(made.works([0]))) > 0
         return made._reader.notes.lines()
 
-    what = "questions about no attribute that the model was trained on"
+    what = "questions in words, beside the attributes that the model was trained on"
     assert noted({"4 5", "9"}) == [f"note: {what}: 6, such as '6 7'"]
     assert noted({"4 5", "6 7", "8"}) == noted(()) == []
 

@@ -130,6 +130,17 @@ def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
     assert not (workdir / "config.json").exists()
 
 
+def test_every_setting_is_listed_as_the_flag_that_sets_it(tmp_path):
+    done = run(
+        "train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--settings",
+        "--config.data.answer_length=7",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--config.data.answer_length=7" in done.stdout.splitlines()
+    assert "--config.mesh.expert=" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_prints_what_would_lie_where_and_leaves_nothing(tmp_path):
     done = run("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--dry_run")
     assert done.returncode == 0, done.stderr
