@@ -137,7 +137,7 @@ class Predictor:
                 question=example.question,
                 answer=said,
                 confidence=float(raw[row]),
-                calibrated=None if calibrated is None else round(float(calibrated[row]), 6),
+                calibrated=None if calibrated is None else float(calibrated[row]),
                 source_weights=dict(zip(sources, shares, strict=True)),
                 model=self._name,
                 golds=example.answers,

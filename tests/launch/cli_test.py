@@ -35,8 +35,12 @@ def trained(tmp_path_factory):
 
 
 def refused(done, *parts):
-    """Asserts exit status 2 and one line on stderr that holds all parts."""
-    lines = done.stderr.splitlines()
+    """Asserts exit status 2 and one line on stderr that holds all parts.
+
+    The tiny settings cut answers, of which a training that reads its data tells before.
+    """
+    told = done.stderr.splitlines()
+    lines = [line for line in told if not line.startswith("WARNING: answers that are cut at ")]
     assert (done.returncode, len(lines)) == (2, 1), done.stderr
     for part in parts:
         assert str(part) in lines[0]
