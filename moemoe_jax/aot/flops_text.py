@@ -92,7 +92,7 @@ def text_stack(
         if memory:
             _cross_attention(part, text, memory, tokens, flows, dense)
         if layer in moe_layers:
-            _mixture(part, text, moe, parts, tokens, rows, flows, experts, steps)
+            _mixture(part, text, moe, parts, tokens, rows // beams, flows, experts, steps)
         else:
             size = 2.0 * tokens * width * text.d_ff
             inputs = 2 if text.activation == "gated-gelu" else 1
