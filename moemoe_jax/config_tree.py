@@ -154,14 +154,15 @@ def _optional(hint: Any) -> Any:
 
 
 def as_flags(config: ml_collections.ConfigDict, path: str = "config") -> Iterator[str]:
-    """Every setting with its value, as the flag that a shell would take for it."""
+    """Every setting with its value, as a shell takes the flag; what has none, as a comment."""
     for key, value in config.items():
         where = f"{path}.{key}"
         if isinstance(value, ml_collections.ConfigDict):
             yield from as_flags(value, where)
+        elif value is None:
+            yield f"# --{where} is not set"
         else:
-            text = f'"{value}"' if isinstance(value, tuple) else shlex.quote(str(value))
-            yield f"--{where}={text}"
+            yield shlex.quote(f"--{where}={value}")
 
 
 def nearest(key: str, known: Collection[str]) -> str:

@@ -115,10 +115,14 @@ def test_a_flag_may_set_what_has_no_default_value():
 
 
 def test_settings_as_flags_that_a_shell_gives_back():
-    config = ml_collections.ConfigDict({"bell": True, "gears": {"teeth": (11, 28), "chain": "a b"}})
-    flags = list(as_flags(config))
-    wanted = ["--config.bell=True", "--config.gears.chain=a b", "--config.gears.teeth=(11, 28)"]
-    assert sorted(shlex.split(" ".join(flags))) == wanted
+    gears = {"teeth": ("$11", "2'8"), "chain": "a b", "ratio": None}
+    lines = "\n".join(as_flags(ml_collections.ConfigDict({"bell": True, "gears": gears})))
+    assert sorted(shlex.split(lines, comments=True)) == [
+        "--config.bell=True",
+        "--config.gears.chain=a b",
+        f"--config.gears.teeth={gears['teeth']}",
+    ]
+    assert "# --config.gears.ratio is not set" in lines.splitlines()
 
 
 def test_the_nearest_key_or_all_of_them():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -135,13 +136,13 @@ def test_a_mistake_in_training_is_told_in_one_line_and_leaves_no_work_directory(
 
 
 def test_every_setting_is_listed_as_the_flag_that_sets_it(tmp_path):
-    done = run(
-        "train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--settings",
-        "--config.data.answer_length=7",
-    )  # fmt: skip
+    command = ("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--settings")
+    done = run(*command, "--config.data.answer_length=7")
     assert done.returncode == 0, done.stderr
-    assert "--config.data.answer_length=7" in done.stdout.splitlines()
-    assert "--config.mesh.expert=" in done.stdout
+    _, *listed = done.stdout.splitlines()
+    assert "--config.data.answer_length=7" in listed
+    again = run(*command, *shlex.split("\n".join(listed), comments=True))
+    assert again.stdout.splitlines()[1:] == listed
     assert not list(tmp_path.iterdir())
 
 
