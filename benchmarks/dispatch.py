@@ -118,7 +118,7 @@ def worst_rows(backend: str, tokens: int, experts: int, chips: int = 1) -> int:
     from moemoe_jax.nn.blocks import block_sizes
     from moemoe_jax.nn.spread import slots_of_devices
 
-    if backend == "ragged":
+    if backend in ("ragged", "in_turn"):
         return tokens * _TOP_K
     if backend != "grouped":
         return tokens * experts

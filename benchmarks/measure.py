@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import statistics
 import time
 
 Cost = Callable[[], float]
+
+_TURN = 1.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Context:
 
     Attributes:
       size: of the models, a name in `registry.SIZES`.
-      repetitions: measurements of each side.
+      repetitions: turns of each side.
       threads: that either side computes with.
       fashion: folder of "Fashion Product Images"; "" has one made up.
     """
@@ -52,9 +55,25 @@ def timed(function: Callable[[], object], per: float = 1.0) -> Cost:
 
 
 def in_turn(ours: Cost, theirs: Cost, repetitions: int) -> tuple[list[float], list[float]]:
-    """Measures A B A B ...; the first pair is not counted: it compiles and fills caches."""
-    pairs = [(ours(), theirs()) for _ in range(repetitions + 1)][1:]
+    """Measures A B A B ..., each turn of a side by what it costs when it goes on and on.
+
+    A virtual machine gives memory that lies free for a second back to its host, and asks for it
+    anew: the first step after another's turn can cost twice the steps that follow.
+    """
+    pairs = [(_turn(ours), _turn(theirs)) for _ in range(repetitions)]
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _turn(cost: Cost) -> float:
+    """The median of calls for a second, one at least, after one that is not counted.
+
+    That one compiles, fills caches and takes the memory that it needs.
+    """
+    cost()
+    costs, begun = [], time.perf_counter()
+    while not costs or time.perf_counter() - begun < _TURN:
+        costs.append(cost())
+    return statistics.median(costs)
 
 
 def best(candidates: Mapping[str, Cost]) -> tuple[str, Cost]:

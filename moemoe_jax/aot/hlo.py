@@ -152,12 +152,15 @@ class Module:
     def trip_count(self, loop: Instruction) -> float:
         """How often a loop turns; at most, where it depends on the data (decoding).
 
-        The compiler says it, or the condition compares a counter from 0 with a constant. A loop
-        without either counts once.
+        The compiler says it, or its name does what is usual (`nn/in_turn.py`), or the condition
+        compares a counter from 0 with a constant. A loop without any of these counts once.
         """
         known = re.search(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return float(known[1])
+        usual = re.search(r"\busually_(\d+)_turns\)*/while$", loop.source)
+        if usual:
+            return float(usual[1])
         condition = self._named(loop.attribute("condition"))
         inside = [run.instruction for run in self._runs(condition, 1.0, fused=False)]
         constants = [

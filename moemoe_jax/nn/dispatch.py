@@ -5,9 +5,9 @@ backwards: a `Plan` holds the map from slots to tokens *and* its inverse.
 
 Dropless is exact and does not pay for the worst case: C is one of a few static tiers, and the
 smallest that holds the longest queue of the batch is chosen at run time. On one device, the first
-tier is a little more than the mean and has slots that are lent (see `lending`); if that is a CPU,
-experts take turns where it does not do (see `in_turn`). With a capacity factor there is one C. On
-TPUs, queues lie in blocks (see `blocks`), which need no tiers.
+tier is a little more than the mean and has slots that are lent (see `lending`). With a capacity
+factor there is one C. No tiers are needed where queues lie one after the other: on TPUs in blocks
+(see `blocks`), on CPUs row by row, for experts that take turns (see `in_turn`).
 
 All of this is for the tokens of one device; `spread` sends rows between devices.
 
@@ -21,10 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moemoe_jax.nn import in_turn
 from moemoe_jax.nn.blocks import block_sizes, lay_out
 from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.grouped import grouped_dot
-from moemoe_jax.nn.in_turn import in_turn, sizes_for
 from moemoe_jax.nn.lending import copies, lend, room_for
 from moemoe_jax.nn.queues import Queue, capacity, capacity_tiers, enqueue
 from moemoe_jax.nn.routing import Routing, pick
@@ -122,16 +122,13 @@ def batched_dot(rows: jax.Array, kernel: jax.Array) -> jax.Array:
 def _index(experts, x, weights, queue, tiers, loans):
     """Gathers into [E, C, D] with the smallest tier C that holds the longest queue.
 
-    Where there are `loans`, their room takes the first tier's place; on one CPU, turns those of all
-    others.
+    Where there are `loans`, their room takes the first tier's place.
     """
     # A switch keeps room for what the backward pass of every branch needs, taken or not. All but
     # the usual branch therefore keep nothing and compute their forward pass again.
     branches = [functools.partial(_in_tier, size, experts) for size in tiers]
-    if len(tiers) > 1 and mesh_in_use() is None and platform_in_use() == "cpu":
-        branches[1:] = [functools.partial(_one_by_one, experts)]
     branches[1:] = [jax.checkpoint(branch) for branch in branches[1:]]
-    tier = jnp.sum(queue.longest > jnp.array(tiers[: len(branches) - 1], jnp.int32))
+    tier = jnp.sum(queue.longest > jnp.array(tiers[:-1], jnp.int32))
     if loans is not None:
         branches[0] = functools.partial(_in_room, loans, experts)
         tier = jnp.where(loans.wanted <= loans.room.blocks, 0, jnp.maximum(tier, 1))
@@ -143,15 +140,6 @@ def _in_tier(size, experts, x, weights, queue):
     tokens = (plan.source // weights.shape[1]).reshape(inputs.shape[:2])
     everyone = jnp.arange(inputs.shape[0])
     return combine(experts(inputs, _numbers(queue, tokens, everyone), batched_dot), plan, weights)
-
-
-def _one_by_one(experts, x, weights, queue):
-    (tokens, top_k), count = weights.shape, queue.load.shape[0]
-    inputs, plan = dispatch(x, queue, tokens)
-    whose = (plan.source // top_k).reshape(count, tokens)
-    numbers = _numbers(queue, whose, jnp.arange(count))
-    sizes = sizes_for(tokens, top_k, count)
-    return combine(in_turn(experts, inputs, numbers, queue.load, sizes), plan, weights)
 
 
 def _in_room(loans, experts, x, weights, queue):
@@ -201,14 +189,30 @@ def _numbers(queue: Queue, tokens: jax.Array, experts: jax.Array) -> jax.Array:
 def _ragged(experts, x, weights, queue, tiers, loans):
     """Sorts the choices by expert and multiplies with `jax.lax.ragged_dot`: no empty slots."""
     del tiers, loans
-    top_k, count = weights.shape[1], queue.load.shape[0]
     start = jnp.cumsum(queue.load) - queue.load
-    slot = jnp.where(queue.kept, start[queue.expert] + queue.position, weights.size)
-    plan = make_plan(slot, slot.size)
-    rows = take(x, plan.source // top_k, plan.target)
+    dot = functools.partial(jax.lax.ragged_dot, group_sizes=queue.load)
+    return _sorted(experts, x, weights, queue, start, weights.size, dot)
+
+
+def _in_turn(experts, x, weights, queue, tiers, loans):
+    """Sorts the choices by expert, and has one expert after the other multiply its own."""
+    del loans
+    sizes = in_turn.sizes_for(weights.size / queue.load.shape[0], tiers[-1])
+    turns = in_turn.line_up(queue.load, sizes)
+    slots = weights.size + in_turn.room_behind(sizes)
+
+    def dot(rows, kernel):
+        return in_turn.dot_in_turn(sizes, rows, kernel, turns)
+
+    return _sorted(experts, x, weights, queue, turns.starts(), slots, dot)
+
+
+def _sorted(experts, x, weights, queue, start, slots, dot):
+    """Each queue in a row of slots, from int32 [E] `start` on."""
+    top_k, count = weights.shape[1], queue.load.shape[0]
+    rows, plan = fill(x, queue, start[queue.expert] + queue.position, slots)
     expert = queue.expert.ravel().at[plan.source].get(mode="fill", fill_value=0)
     numbers = (queue.first + plan.source // top_k) * count + expert
-    dot = functools.partial(jax.lax.ragged_dot, group_sizes=queue.load)
     return combine(experts(rows, numbers, dot), plan, weights)
 
 
@@ -234,24 +238,26 @@ DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
     "dense": _dense,
     "ragged": _ragged,
     "grouped": _grouped,
+    "in_turn": _in_turn,
 }
 
 
 def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
     """Resolves "auto", for the devices in use: the back end that docs/roofline.md finds best.
 
-    "dense" where it computes no more than the others. Else "grouped" on TPUs, whose compiler has a
-    kernel for it, unless experts are in parts on several devices; and "index" everywhere else. On a
-    CPU "ragged" takes several times as long, as `ragged_dot` there is a loop; on a TPU its gradient
-    by the kernels multiplies all rows with all experts.
+    "dense" where it computes no more than the others. Else, where each device has all experts,
+    whole: "grouped" on TPUs, whose compiler has a kernel for it, and "in_turn" on CPUs. "index"
+    everywhere else. On a CPU "ragged" takes several times as long, as `ragged_dot` there is a loop;
+    on a TPU its gradient by the kernels multiplies all rows with all experts.
     """
     if backend != "auto":
         return backend
     if tiers == (tokens,):
         return "dense"
     mesh = mesh_in_use()
-    whole = mesh is None or shards("expert", mesh) * shards("mlp", mesh) == 1
-    return "grouped" if whole and platform_in_use() == "tpu" else "index"
+    if mesh is not None and shards("expert", mesh) * shards("mlp", mesh) > 1:
+        return "index"
+    return {"tpu": "grouped", "cpu": "in_turn"}.get(platform_in_use(), "index")
 
 
 def mix(

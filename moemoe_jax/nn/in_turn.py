@@ -1,111 +1,153 @@
-"""One expert after the other, each on about as many rows as its queue has.
+"""The product of rows that lie sorted by expert: one expert after the other, each on its own rows.
 
-Where queues are very uneven, a batched product is mostly of empty slots: all experts get as many as
-the longest queue. Answers are an example, as their first tokens are alike and want the same
-experts. On a CPU, products one by one are as fast as a batched one, so that there each expert can
-have a size of its own, the smallest of a few that holds its queue.
+On a CPU, products one by one are as fast as a batched one, and each can be of a size of its own:
+the smallest of a few that holds its queue. So there are hardly any empty slots, however uneven the
+queues, and no copies of kernels.
 
-Shapes: T tokens, E experts, k experts per token, D width.
+Queues lie one after the other in the order of their lengths, and so do the turns. What a product
+has in excess of its queue falls on rows of the next one, whose turn comes later, or on the room
+behind the last. All turns of one size are a loop of their own: a `switch` over sizes would copy,
+in every turn, all that was written in those before it.
+
+Shapes: T tokens, E experts, k experts per token, N rows, I channels in, O out.
 """
 
+from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import jax
+from jax.lax import (
+    dynamic_index_in_dim,
+    dynamic_slice_in_dim,
+    dynamic_update_index_in_dim,
+    dynamic_update_slice_in_dim,
+)
 import jax.numpy as jnp
+import numpy as np
 
-from moemoe_jax.nn.experts import Experts
 from moemoe_jax.nn.lending import align
 
-STEP = 1.5  # from one size to the next
+STEP, WIDE_STEP = 1.125, 1.25  # from one size to the next: up to twice the mean queue, and beyond
 LEAST = 0.5  # multiples of the mean queue, below which there are no further sizes
 
 
-def sizes_for(tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
-    """Growing numbers of rows, from 0 to all tokens."""
-    sizes, least = [tokens], LEAST * top_k * tokens / num_experts
-    while least < (size := align(sizes[-1] / STEP)) < sizes[-1]:
-        sizes.append(size)
-    return (0, *sorted(sizes))
-
-
-def in_turn(
-    experts: Experts,
-    inputs: jax.Array,
-    numbers: jax.Array,
-    load: jax.Array,
-    sizes: tuple[int, ...],
-) -> jax.Array:
-    """Runs each expert on its rows.
+def sizes_for(mean: float, most: int) -> tuple[int, ...]:
+    """Growing numbers of rows, the last of which holds any queue.
 
     Args:
-      experts: E of them.
-      inputs: float [E, T, D], the queue of each expert in front.
-      numbers: int32 [E, T], of the rows.
-      load: int32 [E], how many rows each has.
+      mean: of the queues' lengths.
+      most: of a queue, at least 1.
+    """
+    sizes, size = [most], align(LEAST * mean)
+    while size < most:
+        sizes.append(size)
+        size = align(size * (STEP if size < 2 * mean else WIDE_STEP))
+    return tuple(sorted(sizes))
+
+
+def usual_size(mean: float, sizes: tuple[int, ...]) -> int:
+    """The size of even queues, as far as a capacity allows."""
+    return next(size for size in sizes if size >= min(mean, sizes[-1]))
+
+
+def room_behind(sizes: tuple[int, ...]) -> int:
+    """Rows that there must be behind the last queue: the most that a size is in excess of one."""
+    return max(np.diff(sizes, prepend=0)) - 1
+
+
+class Turns(NamedTuple):
+    """Who is when, and where its rows are.
+
+    Attributes:
+      expert: int32 [E], whose turn it is.
+      load: int32 [E], its number of rows.
+      start: int32 [E], the first of them.
+      first: int32 [1 + sizes], the first turn of each size; those before have no rows.
+    """
+
+    expert: jax.Array
+    load: jax.Array
+    start: jax.Array
+    first: jax.Array
+
+    def starts(self) -> jax.Array:
+        """Where the rows of each expert begin, int32 [E]."""
+        return jnp.zeros_like(self.start).at[self.expert].set(self.start)
+
+
+def line_up(load: jax.Array, sizes: tuple[int, ...]) -> Turns:
+    """Gives experts with int32 [E] rows their turns."""
+    expert = jnp.argsort(load).astype(jnp.int32)
+    ordered = load[expert]
+    first = jnp.sum(ordered[:, None] <= jnp.array((0, *sizes)), axis=0, dtype=jnp.int32)
+    return Turns(expert, ordered, jnp.cumsum(ordered) - ordered, first)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dot_in_turn(
+    sizes: tuple[int, ...], rows: jax.Array, kernel: jax.Array, turns: Turns
+) -> jax.Array:
+    """Multiplies each row by its expert's kernel.
+
+    Args:
       sizes: from `sizes_for`.
+      rows: float [N, I] for N - `room_behind` choices, which come first.
+      kernel: float [E, I, O].
+      turns: from `line_up`.
 
     Returns:
-      [E, T, D], zeros beyond the size that was chosen.
-    """
-    return _in_turn(experts.run, sizes, experts.kernels, experts.key, inputs, numbers, load)
-
-
-# Derived by itself, the loop would add to the gradient of all E kernels in every one of E turns.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _in_turn(run, sizes, kernels, key, inputs, numbers, load):
-    def forward(size, own, rows, numbers):
-        if not size:
-            return jnp.zeros_like(rows)
-        return _padded(run(own(), key, rows[:size], numbers[:size], jnp.matmul), rows)
-
-    return _each(forward, sizes, kernels, load, inputs, numbers)
-
-
-def _forward(run, sizes, *arguments):
-    return _in_turn(run, sizes, *arguments), arguments
-
-
-def _backward(run, sizes, arguments, gradient):
-    kernels, key, inputs, numbers, load = arguments
-
-    def backward(size, own, rows, numbers, gradient):
-        if not size:
-            return jax.tree.map(jnp.zeros_like, own()), jnp.zeros_like(rows)
-
-        def outputs(kernels, rows):
-            return run(kernels, key, rows, numbers[:size], jnp.matmul)
-
-        by_kernels, by_rows = jax.vjp(outputs, own(), rows[:size])[1](gradient[:size])
-        return by_kernels, _padded(by_rows, rows)
-
-    by_kernels, by_inputs = _each(backward, sizes, kernels, load, inputs, numbers, gradient)
-    return by_kernels, None, by_inputs, None, None
-
-
-_in_turn.defvjp(_forward, _backward)
-
-
-def _each(function, sizes, kernels, load, *arrays):
-    """function(size, own, *rows) of one expert after the other, its results stacked.
-
-    `own()` is the expert's kernels, [in, out] each, which a branch that does not ask leaves alone.
+      [N, O]. What stands in rows of nobody is finite, if those are.
     """
 
-    def turn(_, expert):
-        index, load, *rows = expert
+    def one(size, turn, out):
+        start = turns.start[turn]
+        own = dynamic_index_in_dim(kernel, turns.expert[turn], keepdims=False)
+        return _put(out, _rows(rows, start, size) @ own, start)
 
-        def own():
-            return jax.tree.map(
-                lambda kernel: jax.lax.dynamic_index_in_dim(kernel, index, keepdims=False), kernels
-            )
-
-        branches = [functools.partial(function, size, own) for size in sizes]
-        chosen = jnp.sum(load > jnp.array(sizes[:-1], jnp.int32))
-        return None, jax.lax.switch(chosen, branches, *rows)
-
-    return jax.lax.scan(turn, None, (jnp.arange(load.shape[0]), load, *arrays))[1]
+    out = jnp.zeros((rows.shape[0], kernel.shape[2]), rows.dtype)
+    return _each(one, sizes, turns, rows.shape[0], out)
 
 
-def _padded(some: jax.Array, rows: jax.Array) -> jax.Array:
-    """The first of as many rows as there are, with zeros for the others."""
-    return jnp.pad(some, ((0, rows.shape[0] - some.shape[0]), (0, 0)))
+def _forward(sizes, rows, kernel, turns):
+    return dot_in_turn(sizes, rows, kernel, turns), (rows, kernel, turns)
+
+
+def _backward(sizes, saved, gradient):
+    rows, kernel, turns = saved
+
+    def one(size, turn, found):
+        by_rows, by_kernel = found
+        start, expert = turns.start[turn], turns.expert[turn]
+        own = dynamic_index_in_dim(kernel, expert, keepdims=False)
+        along = _rows(gradient, start, size)
+        mine = jnp.arange(size)[:, None] < turns.load[turn]
+        collected = jnp.where(mine, _rows(rows, start, size), 0).T @ along
+        by_kernel = dynamic_update_index_in_dim(by_kernel, collected, expert, 0)
+        return _put(by_rows, along @ own.T, start), by_kernel
+
+    found = jnp.zeros_like(rows), jnp.zeros_like(kernel)
+    return *_each(one, sizes, turns, rows.shape[0], found), None
+
+
+dot_in_turn.defvjp(_forward, _backward)
+
+
+def _each(function: Callable, sizes: tuple[int, ...], turns: Turns, slots: int, found):
+    """Has function(size, turn, found) add to what was found, turn by turn."""
+    count = turns.expert.shape[0]
+    usual = usual_size((slots - room_behind(sizes)) / count, sizes)
+    for number, size in enumerate(sizes):
+        one = functools.partial(function, size)
+        # How often a loop turns depends on the data: its name says it to those who count.
+        with jax.named_scope(f"usually_{count if size == usual else 0}_turns"):
+            found = jax.lax.fori_loop(turns.first[number], turns.first[number + 1], one, found)
+    return found
+
+
+def _rows(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return dynamic_slice_in_dim(x, start, size)
+
+
+def _put(x: jax.Array, some: jax.Array, start: jax.Array) -> jax.Array:
+    return dynamic_update_slice_in_dim(x, some, start, 0)

@@ -38,7 +38,7 @@ class MoEConfig:
         all tokens of a row share their experts.
       router_std: standard deviation of the router's initial weights; never zero, or all experts
         tie and receive the same tokens.
-      dispatch: "auto", "index", "dense", "ragged" or "grouped".
+      dispatch: "auto", "index", "dense", "ragged", "grouped" or "in_turn".
     """
 
     num_experts: int = 4

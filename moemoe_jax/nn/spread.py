@@ -115,17 +115,18 @@ def check_backend(backend: str, mesh: Mesh | AbstractMesh) -> None:
     """Refuses back ends that need whole what the mesh cuts.
 
     Raises:
-      UserError: "ragged" with experts dealt out; "grouped" with kernels cut.
+      UserError: "ragged" or "in_turn" with experts dealt out; "grouped" or "in_turn" with kernels
+        cut.
     """
-    if backend == "ragged" and shards("expert", mesh) > 1:
+    if backend in ("ragged", "in_turn") and shards("expert", mesh) > 1:
         raise UserError(
-            f"model.moe.dispatch is ragged, which sends no rows between devices, but mesh.expert "
-            f"is {shards('expert', mesh)}; set model.moe.dispatch=auto"
+            f"model.moe.dispatch is {backend}, which sends no rows between devices, but "
+            f"mesh.expert is {shards('expert', mesh)}; set model.moe.dispatch=auto"
         )
-    if backend == "grouped" and shards("mlp", mesh) > 1:
+    if backend in ("grouped", "in_turn") and shards("mlp", mesh) > 1:
         raise UserError(
-            "model.moe.dispatch is grouped, which multiplies with whole kernels, but mesh.tensor "
-            f"is {shards('mlp', mesh)}; set model.moe.dispatch=auto"
+            f"model.moe.dispatch is {backend}, which multiplies with whole kernels, but "
+            f"mesh.tensor is {shards('mlp', mesh)}; set model.moe.dispatch=auto"
         )
 
 

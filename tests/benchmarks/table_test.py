@@ -65,19 +65,22 @@ def test_files_hold_every_measurement_and_the_table(tmp_path):
     assert written[-2:] == ["- swift, tiny: eager", "- swift, small: torch is not installed"]
 
 
-def test_both_sides_take_turns_and_the_first_pair_does_not_count():
-    calls = []
+def test_both_sides_take_turns_whose_first_call_does_not_count(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
 
-    def cost(name, values):
+    def cost(name, values, seconds):
         def call():
             calls.append(name)
+            clock[0] += seconds
             return values.pop(0)
 
         return call
 
-    found = measure.in_turn(cost("a", [9.0, 1.0, 2.0]), cost("b", [9.0, 3.0, 4.0]), 2)
-    assert found == ([1.0, 2.0], [3.0, 4.0])
-    assert calls == list("ababab")
+    # A turn goes on for a second: one call of two seconds, or three of .4, of which the median is.
+    ours, theirs = cost("a", [9.0, 1.0, 8.0, 2.0], 2.0), cost("b", [9.0, 3.0, 5.0, 4.0] * 2, 0.4)
+    assert measure.in_turn(ours, theirs, 2) == ([1.0, 2.0], [4.0, 4.0])
+    assert calls == list("aabbbb" * 2)
 
 
 def test_the_best_way_is_the_cheapest_that_works():

@@ -87,7 +87,7 @@ def test_queue_and_plan_by_hand():
 
 
 def test_every_back_end_is_exercised_here():
-    assert set(DISPATCHERS) == {"index", "dense", "ragged", "grouped"}
+    assert set(DISPATCHERS) == {"index", "dense", "ragged", "grouped", "in_turn"}
 
 
 @pytest.mark.parametrize("backend", ["auto", *DISPATCHERS])
@@ -106,11 +106,7 @@ def test_back_ends_equal_the_slow_loop_in_value_and_gradient(backend):
     ("partial", "tier"),
     [(0, 0), (50, 1), (128, 2)],
 )
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # a CPU's experts take turns from tier 1 on
-def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(
-    partial, tier, platform, monkeypatch
-):
-    monkeypatch.setattr(dispatch, "platform_in_use", lambda: platform)
+def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(partial, tier):
     params, x, _ = problem(128)
     params["router"] = params["router"] * 0.1
     # Scaled as a layer's are: outputs of order 1, for which the bound below is meant.
@@ -121,14 +117,13 @@ def test_each_tier_is_taken_and_equals_the_oracle_in_value_and_gradient(
     valid = turn != 7
     load = enqueue(jnp.stack([first, (first + 1) % E], axis=1), valid, E).load.max()
     assert sum(int(load) > size for size in capacity_tiers(128, K, E)[:-1]) == tier
-    index = value_and_grad(params, x, valid, bias, backend="index")
     dense = value_and_grad(params, x, valid, bias, backend="dense")
-    chex.assert_trees_all_close(index, dense, atol=1e-5, rtol=1e-5)
+    for backend in ("index", "in_turn"):
+        found = value_and_grad(params, x, valid, bias, backend=backend)
+        chex.assert_trees_all_close(found, dense, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass(platform, monkeypatch):
-    monkeypatch.setattr(dispatch, "platform_in_use", lambda: platform)
+def test_all_but_the_first_tier_keep_nothing_for_the_backward_pass():
     params, x, _ = problem(128)
     function = functools.partial(moe, valid=jnp.ones(128, bool), backend="index")
     _, backward = jax.vjp(lambda p, x: function(p, x)[0], params, x)
@@ -209,20 +204,24 @@ def test_nothing_but_padding_is_zero_with_zero_gradients(backend, tokens):
     chex.assert_trees_all_equal((outputs, gradients), zeros)
 
 
-def on_tpus(*sizes):
-    """A mesh of TPUs."""
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+def on_devices(platform, sizes):
+    """A mesh of devices that are not there."""
+    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=1, platform=platform)
     return using(jax.sharding.AbstractMesh(sizes, AXES, abstract_device=device))
 
 
 def test_auto_follows_the_devices_that_a_program_is_for():
-    assert choose("auto", (40, 80, 128), 128) == "index"
-    for sizes, best in (
-        ((4, 2, 1, 1), "grouped"),
-        ((4, 2, 2, 1), "index"),  # experts on several devices
-        ((4, 2, 1, 2), "index"),  # parts of experts
+    assert choose("auto", (40, 80, 128), 128) == "in_turn"
+    for kind, sizes, best in (
+        ("tpu", (4, 2, 1, 1), "grouped"),
+        ("tpu", (4, 2, 2, 1), "index"),  # experts on several devices
+        ("tpu", (4, 2, 1, 2), "index"),  # parts of experts
+        ("cpu", (4, 2, 1, 1), "in_turn"),
+        ("cpu", (4, 2, 2, 1), "index"),
+        ("cpu", (4, 2, 1, 2), "index"),
+        ("gpu", (4, 2, 1, 1), "index"),
     ):
-        with on_tpus(*sizes):
+        with on_devices(kind, sizes):
             assert choose("auto", (40, 80, 128), 128) == best
             assert choose("auto", (64,), 64) == "dense"
             assert choose("ragged", (40, 80, 128), 128) == "ragged"

@@ -1,72 +1,110 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moemoe_jax.nn.dispatch import batched_dot
-from moemoe_jax.nn.experts import Experts
-from moemoe_jax.nn.in_turn import in_turn, sizes_for
+from moemoe_jax.aot.hlo import Module
+from moemoe_jax.aot.work import total_flops
+from moemoe_jax.nn.in_turn import dot_in_turn, line_up, room_behind, sizes_for, usual_size
 
 
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "experts", "sizes"),
+    ("mean", "most", "sizes"),
     [
-        (128, 2, 8, (0, 24, 32, 48, 64, 88, 128)),  # a mean of 32: none of 16 or fewer
-        (608, 2, 8, (0, 88, 128, 184, 272, 408, 608)),
-        (9, 2, 8, (0, 8, 9)),
-        (4, 1, 4, (0, 4)),
+        # From half the mean in steps of 1.125, past twice of it in steps of 1.25.
+        (32, 128, (16, 24, 32, 40, 48, 56, 64, 80, 104, 128)),
+        (152, 608, (80, 96, 112, 128, 144, 168, 192, 216, 248, 280, 320, 400, 504, 608)),
+        (2.25, 9, (8, 9)),
+        (128, 20, (20,)),  # a capacity below half the mean
     ],
 )
-def test_sizes_go_from_half_the_mean_queue_to_all_tokens(tokens, top_k, experts, sizes):
-    assert sizes_for(tokens, top_k, experts) == sizes
+def test_sizes_go_from_half_the_mean_queue_to_the_longest(mean, most, sizes):
+    assert sizes_for(mean, most) == sizes
 
 
-def test_each_expert_runs_on_the_least_size_that_holds_its_queue():
-    load = jnp.array([0, 3, 8, 9, 20])
-    inputs = jnp.ones((5, 20, 2))
-    numbers = jnp.broadcast_to(jnp.arange(20), (5, 20))
-    kernels = jnp.arange(1.0, 6.0)[:, None, None] * jnp.eye(2)
-
-    def run(kernels, key, rows, numbers, dot):
-        return dot(rows, kernels["w"]) + 10.0 * numbers[:, None]
-
-    experts = Experts(run, {"w": kernels})
-    found = np.asarray(in_turn(experts, inputs, numbers, load, (0, 8, 12, 20)))[..., 0]
-    for expert, size in enumerate((0, 8, 8, 12, 20)):
-        np.testing.assert_array_equal(found[expert, :size], expert + 1 + 10.0 * np.arange(size))
-        assert not found[expert, size:].any()
+def test_room_and_usual_size_by_hand():
+    assert room_behind((8, 12, 20)) == 7  # one row in 8, or 13 in 20
+    assert room_behind((4, 12, 20)) == 7
+    assert [usual_size(mean, (8, 12, 20)) for mean in (2.5, 8, 8.1, 20, 21)] == [8, 8, 12, 20, 20]
 
 
-def test_gradients_are_those_of_all_experts_on_all_rows():
-    load, sizes = jnp.array([0, 3, 9, 20]), (0, 8, 12, 20)
-    keys = jax.random.split(jax.random.key(0), 4)
-    inputs = jax.random.normal(keys[0], (4, 20, 3))
-    along = jax.random.normal(keys[1], (4, 20, 3))
-    kernels = {
-        "wi": jax.random.normal(keys[2], (4, 3, 5)),
-        "wo": jax.random.normal(keys[3], (4, 5, 3)),
-    }
-    numbers = jnp.arange(80).reshape(4, 20)
-    within = jnp.arange(20) < jnp.array(sizes)[:, None]  # each load needs a size of its own
+def test_turns_by_hand():
+    turns = line_up(jnp.array([9, 0, 20, 3, 8]), (8, 12, 20))
+    chex.assert_trees_all_equal(turns.expert, jnp.array([1, 3, 4, 0, 2]))
+    chex.assert_trees_all_equal(turns.start, jnp.array([0, 0, 3, 11, 20]))
+    # Nothing for expert 1; 8 rows for 3 and 4, 12 for 0, 20 for 2.
+    chex.assert_trees_all_equal(turns.first, jnp.array([1, 3, 4, 5]))
+    chex.assert_trees_all_equal(turns.starts(), jnp.array([11, 0, 20, 0, 3]))
 
-    def run(kernels, key, rows, numbers, dot):
-        hidden = (
-            dot(jnp.tanh(rows), kernels["wi"])
-            * jax.random.uniform(key)
-            * jnp.cos(numbers)[..., None]
-        )
-        return dot(hidden, kernels["wo"])
 
-    def turns(kernels, inputs):
-        return in_turn(Experts(run, kernels, jax.random.key(1)), inputs, numbers, load, sizes)
+def problem(load, sizes, slots=40):
+    """Rows as they lie, each one's expert, and kernels; what is not theirs is of nobody."""
+    turns = line_up(jnp.array(load), sizes)
+    owner = np.repeat(np.asarray(turns.expert), np.asarray(turns.load))
+    keys = jax.random.split(jax.random.key(0), 3)
+    slots += room_behind(sizes)
+    rows = jax.random.normal(keys[0], (slots, 3)).at[len(owner) :].set(7.0)
+    along = jax.random.normal(keys[1], (slots, 5)).at[len(owner) :].set(0.0)
+    return rows, jax.random.normal(keys[2], (len(load), 3, 5)), turns, owner, along
 
-    def everyone(kernels, inputs):
-        outputs = run(kernels, jax.random.key(1), inputs, numbers, batched_dot)
-        return jnp.where(within[..., None], outputs, 0.0)
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        (9, 0, 20, 3, 8),
+        (1, 1, 1, 1, 1),  # each in excess of all that follow
+        (0, 0, 13, 0, 0),  # in excess of the room behind
+        (20, 0, 20, 0, 0),
+        (0, 0, 0, 0, 0),
+    ],
+)
+def test_rows_meet_their_own_experts_kernel_in_value_and_gradient(load):
+    sizes = (8, 12, 20)
+    rows, kernel, turns, owner, along = problem(load, sizes)
+
+    def found(rows, kernel):
+        return dot_in_turn(sizes, rows, kernel, turns)[: len(owner)]
+
+    def expected(rows, kernel):
+        return jnp.einsum("ni,nio->no", rows[: len(owner)], kernel[owner])
 
     def outcome(function):
-        value, pull = jax.vjp(function, kernels, inputs)
-        return value, pull(along)
+        value, pull = jax.vjp(function, rows, kernel)
+        by_rows, by_kernel = pull(along[: len(owner)])
+        return value, by_rows[: len(owner)], by_kernel
 
-    chex.assert_trees_all_close(outcome(turns), outcome(everyone), atol=1e-5)
+    chex.assert_trees_all_close(outcome(found), outcome(expected), atol=1e-5)
+
+
+def test_loops_say_how_often_they_usually_turn():
+    # Five queues of 8 on average are of size 8, whatever they are.
+    sizes = (4, 8, 12, 20)
+    rows, kernel, turns, _, _ = problem((9, 0, 20, 3, 8), sizes)
+
+    def gradient(rows, kernel, turns):
+        def squares(rows, kernel):
+            return jnp.sum(dot_in_turn(sizes, rows, kernel, turns) ** 2)
+
+        return jax.grad(squares, (0, 1))(rows, kernel)
+
+    lowered = jax.jit(gradient).lower(rows, kernel, turns)
+    product = 2.0 * 5 * 8 * 3 * 5
+    for text in (lowered.as_text("hlo", debug_info=True), lowered.compile().as_text()):
+        assert total_flops(Module(text)) == 3 * product
+
+
+def test_nothing_is_copied_from_turn_to_turn():
+    sizes = (8, 12, 20)
+    rows, kernel, turns, _, _ = problem((9, 0, 20, 3, 8), sizes)
+    run = functools.partial(dot_in_turn, sizes)
+    module = Module(jax.jit(run).lower(rows, kernel, turns).compile().as_text())
+    whole = (rows.shape[0], kernel.shape[2])
+    copies = [
+        run
+        for run in module.runs()
+        if run.instruction.opcode == "copy" and run.instruction.arrays[0].dims == whole
+    ]
+    assert not copies

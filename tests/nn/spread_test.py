@@ -57,8 +57,10 @@ def on_mesh(sizes, function, params, *arguments):
         (MeshConfig(data=2, expert=2, tensor=2), {"num_experts": 6, "noise": "learned"}, 41, 0),
         # Each device lends slots of its own: the mean queue of its 525 tokens is of 131. With 350
         # tokens alike the first has not enough of them, and the other leaves its room as well.
-        (MeshConfig(data=2), {}, 350, 0),
+        (MeshConfig(data=2), {"dispatch": "index"}, 350, 0),
         (MeshConfig(data=2, tensor=2), {}, 350, 350),
+        # Each device's experts take turns of their own.
+        (MeshConfig(data=2, fsdp=2), {}, 200, 50),
         # With blocks: experts at home; or elsewhere, where a device has 56 of 80 slots but all
         # tokens of the first want the same expert; or 56 of 160, and what a capacity drops.
         (MeshConfig(data=2, fsdp=2), {"dispatch": "grouped"}, 41, 0),
@@ -169,6 +171,12 @@ DEALT, CUT = MeshConfig(data=2, expert=4), MeshConfig(data=4, tensor=2)
     [
         (DEALT, {"num_experts": 6}, "mesh.expert 4 does not divide the 6 experts of a mixture la"),
         (DEALT, {"dispatch": "ragged"}, "is ragged, which sends no rows .* set model.moe.dispatch"),
+        (
+            DEALT,
+            {"dispatch": "in_turn"},
+            "is in_turn, which sends no rows .* set model.moe.dispatch",
+        ),
+        (CUT, {"dispatch": "in_turn"}, "is in_turn, which multiplies with whole kernels, but mesh"),
         (CUT, {"dispatch": "grouped"}, "multiplies with whole kernels, but mesh.tensor is 2; set"),
     ],
 )
