@@ -2,7 +2,7 @@
 
 On a CPU, products one by one are as fast as a batched one, and each can be of a size of its own:
 the smallest of a few that holds its queue. So there are hardly any empty slots, however uneven the
-queues, and no copies of kernels.
+queues, and each kernel is read once.
 
 Queues lie one after the other in the order of their lengths, and so do the turns. What a product
 has in excess of its queue falls on rows of the next one, whose turn comes later, or on the room
@@ -53,7 +53,7 @@ def usual_size(mean: float, sizes: tuple[int, ...]) -> int:
 
 def room_behind(sizes: tuple[int, ...]) -> int:
     """Rows that there must be behind the last queue: the most that a size is in excess of one."""
-    return max(np.diff(sizes, prepend=0)) - 1
+    return int(np.max(np.diff(sizes, prepend=0))) - 1
 
 
 class Turns(NamedTuple):
