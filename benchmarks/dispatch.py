@@ -114,7 +114,10 @@ def backends_of(names: Sequence[str]) -> list[str]:
 
 
 def worst_rows(backend: str, tokens: int, experts: int, chips: int = 1) -> int:
-    """Rows that a chip's experts compute together with the routing that needs the most of them."""
+    """Rows that a chip's experts compute together where all tokens want the same experts.
+
+    Of "grouped", all that there is room for.
+    """
     from moemoe_jax.nn.blocks import block_sizes
     from moemoe_jax.nn.spread import slots_of_devices
 

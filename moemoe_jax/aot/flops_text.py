@@ -7,7 +7,7 @@ import dataclasses
 
 from moemoe_jax.nn.blocks import block_sizes, usual_blocks
 from moemoe_jax.nn.dispatch import choose
-from moemoe_jax.nn.in_turn import sizes_for, usual_size
+from moemoe_jax.nn.in_turn import sizes_for
 from moemoe_jax.nn.lending import room_for
 from moemoe_jax.nn.moe import MoEConfig
 from moemoe_jax.nn.queues import capacity, capacity_tiers
@@ -148,8 +148,7 @@ def mixture_rows(moe: MoEConfig, tokens: int, shards: int, parts: int) -> tuple[
     if backend == "ragged":
         return tokens * top_k, 0
     if backend == "in_turn":
-        mean = size * top_k / count
-        return shards * count * usual_size(mean, sizes_for(mean, tiers[-1])), 0
+        return shards * count * sizes_for(size * top_k / count, tiers[-1]).usual, 0
     if backend == "grouped":
         sent, sizes = 0, (size, top_k, count, tiers[-1])
         if parts > 1:

@@ -199,7 +199,7 @@ def _in_turn(experts, x, weights, queue, tiers, loans):
     del loans
     sizes = in_turn.sizes_for(weights.size / queue.load.shape[0], tiers[-1])
     turns = in_turn.line_up(queue.load, sizes)
-    slots = weights.size + in_turn.room_behind(sizes)
+    slots = weights.size + sizes.behind
 
     def dot(rows, kernel):
         return in_turn.dot_in_turn(sizes, rows, kernel, turns)
@@ -243,7 +243,7 @@ DISPATCHERS: dict[str, Callable[..., jax.Array]] = {
 
 
 def choose(backend: str, tiers: tuple[int, ...], tokens: int) -> str:
-    """Resolves "auto", for the devices in use: the back end that docs/roofline.md finds best.
+    """Resolves "auto", for the devices in use: what docs/roofline.md and benchmarks.md find best.
 
     "dense" where it computes no more than the others. Else, where each device has all experts,
     whole: "grouped" on TPUs, whose compiler has a kernel for it, and "in_turn" on CPUs. "index"

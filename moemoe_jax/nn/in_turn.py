@@ -32,28 +32,31 @@ STEP, WIDE_STEP = 1.125, 1.25  # from one size to the next: up to twice the mean
 LEAST = 0.5  # multiples of the mean queue, below which there are no further sizes
 
 
-def sizes_for(mean: float, most: int) -> tuple[int, ...]:
-    """Growing numbers of rows, the last of which holds any queue.
+class Sizes(NamedTuple):
+    """How many rows a product may have.
 
-    Args:
-      mean: of the queues' lengths.
-      most: of a queue, at least 1.
+    Attributes:
+      rows: growing; the last of them holds any queue.
+      usual: the one of even queues.
     """
-    sizes, size = [most], align(LEAST * mean)
+
+    rows: tuple[int, ...]
+    usual: int
+
+    @property
+    def behind(self) -> int:
+        """Rows that there must be behind the last queue: the most that one can be exceeded by."""
+        return int(np.max(np.diff(self.rows, prepend=0))) - 1
+
+
+def sizes_for(mean: float, most: int) -> Sizes:
+    """The sizes for queues of a mean length, none of which is longer than `most`."""
+    rows, size = [], align(LEAST * mean)
     while size < most:
-        sizes.append(size)
+        rows.append(size)
         size = align(size * (STEP if size < 2 * mean else WIDE_STEP))
-    return tuple(sorted(sizes))
-
-
-def usual_size(mean: float, sizes: tuple[int, ...]) -> int:
-    """The size of even queues, as far as a capacity allows."""
-    return next(size for size in sizes if size >= min(mean, sizes[-1]))
-
-
-def room_behind(sizes: tuple[int, ...]) -> int:
-    """Rows that there must be behind the last queue: the most that a size is in excess of one."""
-    return int(np.max(np.diff(sizes, prepend=0))) - 1
+    rows.append(most)
+    return Sizes(tuple(rows), next((size for size in rows if size >= mean), most))
 
 
 class Turns(NamedTuple):
@@ -76,23 +79,21 @@ class Turns(NamedTuple):
         return jnp.zeros_like(self.start).at[self.expert].set(self.start)
 
 
-def line_up(load: jax.Array, sizes: tuple[int, ...]) -> Turns:
+def line_up(load: jax.Array, sizes: Sizes) -> Turns:
     """Gives experts with int32 [E] rows their turns."""
     expert = jnp.argsort(load).astype(jnp.int32)
     ordered = load[expert]
-    first = jnp.sum(ordered[:, None] <= jnp.array((0, *sizes)), axis=0, dtype=jnp.int32)
+    first = jnp.sum(ordered[:, None] <= jnp.array((0, *sizes.rows)), axis=0, dtype=jnp.int32)
     return Turns(expert, ordered, jnp.cumsum(ordered) - ordered, first)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dot_in_turn(
-    sizes: tuple[int, ...], rows: jax.Array, kernel: jax.Array, turns: Turns
-) -> jax.Array:
+def dot_in_turn(sizes: Sizes, rows: jax.Array, kernel: jax.Array, turns: Turns) -> jax.Array:
     """Multiplies each row by its expert's kernel.
 
     Args:
       sizes: from `sizes_for`.
-      rows: float [N, I] for N - `room_behind` choices, which come first.
+      rows: float [N, I], of which the last `sizes.behind` are nobody's.
       kernel: float [E, I, O].
       turns: from `line_up`.
 
@@ -106,7 +107,7 @@ def dot_in_turn(
         return _put(out, _rows(rows, start, size) @ own, start)
 
     out = jnp.zeros((rows.shape[0], kernel.shape[2]), rows.dtype)
-    return _each(one, sizes, turns, rows.shape[0], out)
+    return _each(one, sizes, turns, out)
 
 
 def _forward(sizes, rows, kernel, turns):
@@ -127,20 +128,19 @@ def _backward(sizes, saved, gradient):
         return _put(by_rows, along @ own.T, start), by_kernel
 
     found = jnp.zeros_like(rows), jnp.zeros_like(kernel)
-    return *_each(one, sizes, turns, rows.shape[0], found), None
+    return *_each(one, sizes, turns, found), None
 
 
 dot_in_turn.defvjp(_forward, _backward)
 
 
-def _each(function: Callable, sizes: tuple[int, ...], turns: Turns, slots: int, found):
+def _each(function: Callable, sizes: Sizes, turns: Turns, found):
     """Has function(size, turn, found) add to what was found, turn by turn."""
-    count = turns.expert.shape[0]
-    usual = usual_size((slots - room_behind(sizes)) / count, sizes)
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(sizes.rows):
         one = functools.partial(function, size)
+        usually = turns.expert.shape[0] if size == sizes.usual else 0
         # How often a loop turns depends on the data: its name says it to those who count.
-        with jax.named_scope(f"usually_{count if size == usual else 0}_turns"):
+        with jax.named_scope(f"usually_{usually}_turns"):
             found = jax.lax.fori_loop(turns.first[number], turns.first[number + 1], one, found)
     return found
 
